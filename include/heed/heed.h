@@ -1,0 +1,7 @@
+/* heed: the whole C interface. */
+#ifndef HEED_HEED_H
+#define HEED_HEED_H
+#include "heed/attention.h"
+#include "heed/check.h"
+#include "heed/core.h"
+#endif /* HEED_HEED_H */

@@ -1,0 +1,30 @@
+// Every HEED_* environment variable, in one table (config.cpp). Read once.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace heed {
+
+struct Config {
+  std::string backend;              // HEED_BACKEND: "" or a name to force
+  int32_t threads = 0;              // HEED_THREADS: 0: one per core
+  int32_t log_level = -1;           // HEED_LOG: error|warning|info|debug -> 0..3; -1 off
+  int64_t spin_us = 50;             // HEED_SPIN_US: how long idle threads spin before they sleep
+  int64_t plan_cache = 1024;        // HEED_PLAN_CACHE: entries
+};
+
+struct ConfigEntry {
+  const char* name;
+  const char* default_value;
+  const char* help;
+  std::string value;
+  bool is_set = false;
+};
+
+const Config& config();
+std::span<const ConfigEntry> config_entries();
+
+}  // namespace heed
