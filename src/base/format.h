@@ -3,6 +3,15 @@
 
 #include <fmt/core.h>
 
+#include <string>
+
 namespace heed {
-using fmt::format;
+
+std::string vformat(fmt::string_view text, fmt::format_args args);
+
+template <class... Args>
+std::string format(fmt::format_string<Args...> text, Args&&... args) {
+  return vformat(text, fmt::make_format_args(args...));
 }
+
+}  // namespace heed
