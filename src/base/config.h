@@ -26,5 +26,7 @@ struct ConfigEntry {
 
 const Config& config();
 std::span<const ConfigEntry> config_entries();
+// What was wrong with the environment, one sentence each; told to the log callback when it is set.
+std::span<const std::string> config_warnings();
 
 }  // namespace heed
