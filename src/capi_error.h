@@ -2,8 +2,9 @@
 // status. capi.cpp owns the text.
 #pragma once
 
+#include <exception>
 #include <new>
-#include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/status.h"
@@ -11,8 +12,9 @@
 
 namespace heed {
 
-// Sets this thread's error text (empty on success) and returns the code.
-heed_status report(const Status& status) noexcept;
+// Sets this thread's error text (empty on success) and returns the code. Needs no memory.
+heed_status report(StatusCode code, std::string_view message) noexcept;
+inline heed_status report(const Status& status) noexcept { return report(status.code(), status.message()); }
 
 // body() -> Status. Nothing that it throws crosses the C ABI.
 template <class Body>
@@ -20,11 +22,11 @@ heed_status guarded(Body&& body) noexcept {
   try {
     return report(std::forward<Body>(body)());
   } catch (const std::bad_alloc&) {
-    return report(Status(StatusCode::kOutOfMemory, {}));  // report supplies a text that needs no memory
+    return report(StatusCode::kOutOfMemory, "out of memory on the host");
   } catch (const std::exception& error) {
-    return report(operation_failed(error.what()));
+    return report(StatusCode::kOperationFailed, error.what());
   } catch (...) {
-    return report(Status(StatusCode::kOperationFailed, {}));
+    return report(StatusCode::kOperationFailed, "unknown exception");
   }
 }
 
