@@ -204,7 +204,7 @@ class LineWriter {
   std::string text_;
 };
 
-// Packed totals that a line leaves out: the sum of a list of lengths, else batch * seqlen; INT64_MAX if that passes 2^60.
+// Packed totals that a line leaves out: the sum of a list of lengths, else batch * seqlen; INT64_MAX past 2^60.
 int64_t default_total(const Lengths& lengths, int64_t batch, int64_t seqlen);
 // A list has one length per sequence, none above the capacity (packed: their sum; then `capacity` is the total).
 Status check_lengths(std::span<const Field> fields, std::string_view name, const Lengths& lengths, int64_t batch,

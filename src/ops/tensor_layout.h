@@ -38,7 +38,7 @@ Status check_layout(const TensorLayout& tensor, int32_t align);
 
 Status check_range(std::string_view name, int64_t value, int64_t low, int64_t high);
 
-// One pointer of a run against its tensor: there iff the problem has it, aligned as promised. `what` is the tensor's name.
+// One pointer of a run against its tensor: there iff the problem has it, aligned as promised.
 Status missing_pointer(std::string_view what);
 Status unexpected_pointer(std::string_view what);
 Status misaligned_pointer(std::string_view what, const void* pointer, int64_t align);
