@@ -2,12 +2,14 @@
 #include <algorithm>
 #include <array>
 #include <string>
+#include <vector>
 
 #include "base/config.h"
 #include "base/log.h"
 #include "base/threads.h"
 #include "capi_error.h"
 #include "capi_handles.h"
+#include "capi_run.h"
 #include "ops/problem_line.h"
 #include "plan/planner.h"
 #include "plan/registry.h"
@@ -67,6 +69,31 @@ Status copy_text(std::string_view text, char* buffer, size_t buffer_bytes, size_
     buffer[length] = '\0';
   }
   return {};
+}
+
+Status differs(const std::string& planned_line, const std::string& asked_line) {
+  const auto fields = [](std::string_view line) {
+    std::vector<std::string_view> list;
+    while (!line.empty()) {
+      const size_t end = std::min(line.find(' '), line.size());
+      if (end > 0) list.push_back(line.substr(0, end));
+      line.remove_prefix(std::min(end + 1, line.size()));
+    }
+    return list;
+  };
+  // A field that one line has and the other has not, of this side; threads are no difference.
+  const auto only_in = [](const std::vector<std::string_view>& here, const std::vector<std::string_view>& there) {
+    for (const std::string_view field : here) {
+      if (!field.starts_with("threads=") && std::find(there.begin(), there.end(), field) == there.end()) return field;
+    }
+    return std::string_view();
+  };
+  const auto planned = fields(planned_line), asked = fields(asked_line);
+  const std::string_view in_plan = only_in(planned, asked), in_args = only_in(asked, planned);
+  std::string text = "args: pose another problem than the plan's";
+  if (!in_args.empty()) text += heed::format("; `{}` is in theirs only", in_args);
+  if (!in_plan.empty()) text += heed::format("; `{}` is in the plan's only", in_plan);
+  return invalid_argument(heed::format("{} (args: \"{}\"; plan: \"{}\")", text, asked_line, planned_line));
 }
 
 Status read_backend(const heed_plan_options* options, std::string_view& backend) {
