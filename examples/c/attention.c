@@ -7,10 +7,11 @@ enum { BATCH = 2, SEQLEN = 512, HEADS_Q = 8, HEADS_KV = 2, HEAD_DIM = 64 };
 
 /* A contiguous [batch, seqlen, nheads, head_dim] tensor. */
 static heed_tensor bshd(float* data, int64_t nheads) {
-  const heed_tensor tensor = {
-      .data = data, .dtype = HEED_DTYPE_F32, .ndim = 4,
-      .shape = {BATCH, SEQLEN, nheads, HEAD_DIM},
-      .stride = {SEQLEN * nheads * HEAD_DIM, nheads * HEAD_DIM, HEAD_DIM, 1}};
+  const heed_tensor tensor = {.data = data,
+                              .dtype = HEED_DTYPE_F32,
+                              .ndim = 4,
+                              .shape = {BATCH, SEQLEN, nheads, HEAD_DIM},
+                              .stride = {SEQLEN * nheads * HEAD_DIM, nheads * HEAD_DIM, HEAD_DIM, 1}};
   return tensor;
 }
 
