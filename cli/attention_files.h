@@ -1,0 +1,37 @@
+// Attention whose tensors come from files: reads them, fits them together, and makes the outputs.
+#pragma once
+
+#include "commands.h"
+#include "heed/heed.h"
+
+namespace heed::cli {
+
+class LoadedAttention {
+ public:
+  // `lse`: the log-sum-exp of every row is an output too. UsageError for options that contradict each other, FileError
+  // for files and what is in them.
+  LoadedAttention(const AttentionFiles& files, bool lse);
+  LoadedAttention(const LoadedAttention&) = delete;
+  LoadedAttention& operator=(const LoadedAttention&) = delete;
+
+  const heed_attention_args& arguments() const { return arguments_; }
+  const std::map<std::string, std::string>& sources() const { return sources_; }  // tensor name -> FILE:NAME
+  const Tensor& out() const { return out_; }
+  const Tensor& lse() const { return lse_; }
+  // Outputs in the shape of the inputs: a batch dimension that was added is dropped again.
+  Tensor as_given(const Tensor& output) const;
+
+ private:
+  void read_tensors(const AttentionFiles& files);
+  void fit_shapes();
+  void set_options(const AttentionFiles& files);
+  void make_outputs(const AttentionFiles& files, bool lse);
+
+  NamedTensors inputs_;
+  std::map<std::string, std::string> sources_;
+  Tensor out_, lse_;
+  heed_attention_args arguments_ = {};
+  bool batch_added_ = false;
+};
+
+}  // namespace heed::cli

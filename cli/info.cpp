@@ -1,0 +1,87 @@
+#include <fmt/format.h>
+
+#include "commands.h"
+#include "library.h"
+#include "machine_facts.h"
+#include "report.h"
+
+namespace heed::cli {
+namespace {
+
+// One line an op and pass, plain enough that every implementation which can run here accepts it.
+constexpr const char* kPlainLines[] = {
+    "attention hq=2 hkv=1 sq=64 sk=64 d=64",
+    "attention pass=bwd hq=2 hkv=1 sq=64 sk=64 d=64",
+    "kv_append hkv=1 sn=1 sk=64 d=64",
+};
+
+std::vector<heed_config_entry> config_entries() {
+  std::vector<heed_config_entry> entries;
+  for (int32_t i = 0; i < heed_config_count(); ++i) {
+    heed_config_entry entry = {};
+    entry.struct_size = sizeof entry;
+    require(heed_config_get(i, &entry));
+    entries.push_back(entry);
+  }
+  return entries;
+}
+
+int print_json() {
+  nlohmann::json implementations = nlohmann::json::array();
+  for (const char* line : kPlainLines) {
+    for (const Verdict& verdict : verdicts(parse_problem(line).get())) {
+      implementations.push_back({{"problem", line}, {"impl", verdict.impl}, {"accepted", verdict.accepted},
+                                 {"chosen", verdict.chosen}, {"reason", verdict.reason}});
+    }
+  }
+  nlohmann::json config = nlohmann::json::array();
+  for (const heed_config_entry& entry : config_entries()) {
+    config.push_back({{"name", entry.name}, {"value", entry.value}, {"default", entry.default_value},
+                      {"set", entry.is_set != 0}, {"help", entry.help}});
+  }
+  const nlohmann::json all = {{"heed", heed_version()}, {"abi", heed_abi_version()}, {"machine", machine_facts()},
+                              {"implementations", implementations}, {"config", config}};
+  fmt::print("{}\n", all.dump(2));
+  return 0;
+}
+
+}  // namespace
+
+int run_info(const InfoRequest& request) {
+  if (request.json) return print_json();
+  const std::string text = read_text([](char* buffer, size_t bytes, size_t* needed) { return heed_info(buffer, bytes, needed); });
+  fmt::print("{}", text);
+  if (!text.ends_with('\n')) fmt::print("\n");
+  Table table({"variable", "value", "default", "set", "meaning"}, 5);
+  const auto shown = [](const char* value) { return std::string(*value != '\0' ? value : "-"); };
+  for (const heed_config_entry& entry : config_entries()) {
+    table.add({entry.name, shown(entry.value), shown(entry.default_value), entry.is_set ? "yes" : "no", entry.help});
+  }
+  fmt::print("\n{}", table.text());
+  return 0;
+}
+
+int run_explain(const ExplainRequest& request) {
+  nlohmann::json all = nlohmann::json::array();
+  for (const std::string& line : problem_lines(request.words)) {
+    const ProblemPtr problem = parse_problem(line);
+    if (!request.json) {
+      const heed_plan_options options = plan_options(request.backend);
+      fmt::print("{}\n", read_text([&](char* buffer, size_t bytes, size_t* needed) {
+                   return heed_explain(problem.get(), &options, buffer, bytes, needed);
+                 }));
+      continue;
+    }
+    nlohmann::json rows = nlohmann::json::array();
+    for (const Verdict& verdict : verdicts(problem.get(), request.backend)) {
+      rows.push_back({{"impl", verdict.impl}, {"accepted", verdict.accepted}, {"chosen", verdict.chosen},
+                      {"reason", verdict.reason}, {"cost_us", verdict.accepted ? nlohmann::json(verdict.cost_us) : nullptr}});
+    }
+    all.push_back({{"problem", print(problem.get())}, {"flops", heed_problem_flops(problem.get())},
+                   {"bytes", heed_problem_bytes(problem.get())}, {"verdicts", rows}});
+  }
+  if (request.json) fmt::print("{}\n", all.dump(2));
+  return 0;
+}
+
+}  // namespace heed::cli
