@@ -242,7 +242,7 @@ Status validate(const AttentionProblem& problem, const AttentionArgs& args, size
   HEED_RETURN_IF_ERROR(check_numbers(problem, args));
   HEED_RETURN_IF_ERROR(check_slot_pointers(problem, args));
   HEED_RETURN_IF_ERROR(check_vector_pointers(problem, args));
-  if (args.executor == nullptr) return missing_pointer("executor");
+  if (args.executor == nullptr) return invalid_argument("executor = NULL must be an address");
   return check_workspace(args.workspace, args.workspace_bytes, workspace_bytes);
 }
 

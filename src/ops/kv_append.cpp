@@ -241,7 +241,7 @@ Status validate(const KvAppendProblem& p, const KvAppendArgs& args, size_t works
   if (reinterpret_cast<uintptr_t>(args.status) % sizeof(int32_t) != 0) {
     return misaligned_pointer("status", args.status, sizeof(int32_t));
   }
-  if (args.executor == nullptr) return missing_pointer("executor");
+  if (args.executor == nullptr) return invalid_argument("executor = NULL must be an address");
   return check_workspace(args.workspace, args.workspace_bytes, workspace_bytes);
 }
 

@@ -254,7 +254,8 @@ TEST(ProblemLine, ErrorsPointAtThePlace) {
       {"attention sq=1 d=8 align.q=256", "`align.q=256`: must be a power of two from 1 to 128"},
       {"attention sq=1 d=8 align.q=x", "`align.q=x`: must be a whole number"},
       {"attention sq=2 d=3 align.q=16", "`align.q=16`: align of q = 16 must divide its byte strides: at most 4"},
-      {"attention b=2 sq=2 d=4 strides.q=-8,4,4", "`strides.q=-8,4,4`: strides of q = (-8, 4, 4, 1) must not be negative"},
+      {"attention b=2 sq=2 d=4 strides.q=-8,4,4",
+       "`strides.q=-8,4,4`: strides of q = (-8, 4, 4, 1) must not be negative"},
       {"attention d=8", "`sq=` (seqlen_q) must be given unless layout_q=thd"},
       {"attention sq=8", "`d=` (head_dim) must be given"},
       {"attention sq=8 d=0", "`d=0`: head_dim = 0 must be from 1 to 512"},
@@ -319,7 +320,7 @@ TEST(ProblemLine, OverflowIsAnError) {
 
 TEST(ProblemLine, HostileBytesAreErrorsAndNothingElse) {
   testing::Random random(20261121);
-  const std::string seeds[] = {"attention b=2 hq=4 hkv=2 sq=30 d=16 pass=bwd bias=f32:hij alibi sinks lse strides.q=1,2,3",
+  const std::string seeds[] = {"attention b=2 hq=4 hkv=2 sq=30 d=16 pass=bwd bias=f32:hij alibi sinks strides.q=1,2,3",
                                "kv_append b=2 hq=4 hkv=2 sn=3 sk=48 d=16 rotary=16 page=16 lk=10,29 fill=normal*3"};
   for (int round = 0; round < 20000; ++round) {
     std::string line = seeds[round % 2];

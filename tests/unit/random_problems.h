@@ -296,7 +296,7 @@ inline bool is_valid(const ProblemLine& line) {
   return std::visit([](const auto& problem) { return validate(problem).ok(); }, line.problem);
 }
 
-// ---- making a failing line shorter -----------------------------------------------------------------------------------
+// ---- making a failing line shorter --------------------------------------------------------------
 
 inline std::vector<std::string> split(const std::string& text, char separator) {
   std::vector<std::string> parts(1);
@@ -312,7 +312,10 @@ inline std::vector<std::string> split(const std::string& text, char separator) {
 
 inline std::string join(const std::vector<std::string>& parts, char separator) {
   std::string text;
-  for (const std::string& part : parts) text += (text.empty() && &part == &parts[0] ? "" : std::string(1, separator)) + part;
+  for (size_t i = 0; i < parts.size(); ++i) {
+    if (i > 0) text += separator;
+    text += parts[i];
+  }
   return text;
 }
 
