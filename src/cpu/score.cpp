@@ -38,6 +38,15 @@ ScoreTerms make_score_terms(const AttentionProblem& problem, const AttentionArgs
   return terms;
 }
 
+bool key_is_kept(const ScoreTerms& terms, int64_t batch, int64_t head, int64_t query, int64_t key) {
+  const uint64_t j = static_cast<uint64_t>(key + terms.index_base[3]);
+  const int64_t bh = (batch + terms.index_base[0]) * terms.nheads_q + head + terms.index_base[1];
+  const auto words = philox4x32_10({static_cast<uint32_t>(j / 4), static_cast<uint32_t>(query + terms.index_base[2]),
+                                    static_cast<uint32_t>(bh), terms.philox_offset},
+                                   {terms.philox_key[0], terms.philox_key[1]});
+  return words[j % 4] < terms.keep_below;
+}
+
 void fill_lanes(const AttentionProblem& problem, const ScoreTerms& terms, const Sequence& sequence, int64_t kv_head,
                 int64_t first_row, int64_t count, LaneBlock* lanes) {
   const int64_t group = problem.gqa_ratio();

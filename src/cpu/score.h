@@ -38,6 +38,9 @@ struct ScoreTerms {
 // `factor` starts as softmax_scale * log2(e), whole: whoever multiplies Q by it sets it to 1.
 ScoreTerms make_score_terms(const AttentionProblem& problem, const AttentionArgs& args);
 
+// Dropout, one key: batch, query head, query and key within the sequence.
+bool key_is_kept(const ScoreTerms& terms, int64_t batch, int64_t head, int64_t query, int64_t key);
+
 // Up to 64 packed query rows r = i * gqa_ratio + g of one (sequence, kv head), as lanes. Lanes past `count` repeat the last
 // row; what they compute is thrown away. lo and hi never fall from lane to lane.
 struct LaneBlock {

@@ -3,6 +3,12 @@
 namespace heed::cpu {
 namespace {
 
+// Where bias or mask has an extent of its own along i or j, a packed sequence must not be longer: it would read past it.
+bool exceeds_extent(const AttentionProblem& problem, uint8_t letter, int64_t length, int64_t extent) {
+  const bool bounded = (problem.bias() && (problem.bias_dims & letter) != 0) || (problem.mask && (problem.mask_dims & letter) != 0);
+  return bounded && length > extent;
+}
+
 // Where sequence b's queries lie. Packed: its rows must follow those of every sequence before it.
 void locate_queries(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, int64_t* packed_end,
                     Sequence* s) {
@@ -21,7 +27,7 @@ void locate_queries(const AttentionProblem& problem, const AttentionArgs& args, 
   }
   s->q_rows = capacity;
   const int64_t used = problem.used_q ? args.seqused_q[b] : capacity;
-  if (used < 0 || used > capacity) {
+  if (used < 0 || used > capacity || exceeds_extent(problem, kDimI, used, problem.seqlen_q)) {
     s->status |= kBadLengthQ;
   } else {
     s->q_len = used;
@@ -50,7 +56,8 @@ void locate_key_rows(const AttentionProblem& problem, const AttentionArgs& args,
   }
   const int64_t used = problem.used_k ? args.seqused_k[b] : capacity;
   const int64_t leftpad = problem.leftpad ? args.leftpad_k[b] : 0;
-  if (used < 0 || used > capacity || leftpad < 0 || leftpad > used) {
+  if (used < 0 || used > capacity || leftpad < 0 || leftpad > used ||
+      exceeds_extent(problem, kDimJ, used - leftpad, problem.seqlen_k)) {
     s->status |= kBadLengthK;
     return;
   }

@@ -1,0 +1,372 @@
+// Forward for a sequence with few packed query rows (decode), lanes = head_dim: K and V are streamed once for the whole
+// group of query heads, at the speed of memory. Per step of 64 keys:
+//
+//   scores  S[row][key]: one register tile of rows x keys holds as many dot products as a vector has lanes; adding their
+//           transposes gives them all in one vector
+//   softmax along the row
+//   O[row][head_dim_v] += P V: V rows are vectors, P is broadcast
+//
+// 16-bit K and V are widened in registers. Rows of K and V of the step after this one are prefetched on the way.
+// Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
+#if defined(HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_
+#undef HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_
+#else
+#define HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_
+#endif
+
+#include <algorithm>
+
+#include "cpu/kernels/attention_fwd-inl.h"
+#include "hwy/cache_control.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace heed::cpu::HWY_NAMESPACE {
+
+constexpr int kScoreStride = kDecodeBlock + kRowPad;  // floats between rows of S
+
+// Sums of the lanes of kLanes vectors: lane t of the result is the sum of x[t].
+HWY_INLINE F32 sum_each(F32* HWY_RESTRICT x) {
+  const F32Tag f;
+  const hn::Repartition<double, F32Tag> wide;
+  // Within 128-bit blocks: after two rounds, block i of x[t/4] holds partial sums of x[t .. t+3].
+  for (int t = 0; t < kLanes; t += 4) {
+    const F32 a = hn::Add(hn::InterleaveLower(f, x[t], x[t + 1]), hn::InterleaveUpper(f, x[t], x[t + 1]));
+    const F32 b = hn::Add(hn::InterleaveLower(f, x[t + 2], x[t + 3]), hn::InterleaveUpper(f, x[t + 2], x[t + 3]));
+    const auto a2 = hn::BitCast(wide, a), b2 = hn::BitCast(wide, b);
+    x[t / 4] = hn::Add(hn::BitCast(f, hn::InterleaveLower(wide, a2, b2)), hn::BitCast(f, hn::InterleaveUpper(wide, a2, b2)));
+  }
+  // Across blocks: block i of the result is the sum of x[i]'s blocks.
+#if HWY_TARGET == HWY_AVX3
+  const F32 even = hn::Add(hn::ConcatLowerLower(f, x[2], x[0]), hn::ConcatUpperUpper(f, x[2], x[0]));
+  const F32 odd = hn::Add(hn::ConcatLowerLower(f, x[3], x[1]), hn::ConcatUpperUpper(f, x[3], x[1]));
+  return hn::OddEvenBlocks(hn::Add(odd, hn::SwapAdjacentBlocks(odd)), hn::Add(even, hn::SwapAdjacentBlocks(even)));
+#elif HWY_TARGET == HWY_AVX2
+  return hn::Add(hn::ConcatLowerLower(f, x[1], x[0]), hn::ConcatUpperUpper(f, x[1], x[0]));
+#else
+  return x[0];
+#endif
+}
+
+// The rows of the keys of one step, and of the step after it to prefetch; the same rows again where there is none.
+template <class T>
+struct StepRows {
+  const T* at[kDecodeBlock];
+  const T* ahead[kDecodeBlock];
+};
+
+template <class T>
+HWY_INLINE void prefetch_row(const T* row, int64_t width) {
+  const char* p = reinterpret_cast<const char*>(row);
+  for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64) hwy::Prefetch(p + byte);
+}
+
+// S[row][key] for kGroup query rows and all keys of the step.
+template <int kGroup, class T>
+void decode_scores(const StepRows<T>& k, int64_t num_keys, int64_t head_dim, const float* HWY_RESTRICT q, ptrdiff_t q_stride,
+                   bool prefetch, float* HWY_RESTRICT s) {
+  constexpr int kKeys = kLanes / kGroup;
+  const F32Tag f;
+  for (int64_t key = 0; key < num_keys; key += kKeys) {
+    const T* row[kKeys];
+    for (int t = 0; t < kKeys; ++t) row[t] = k.at[HWY_MIN(key + t, num_keys - 1)];
+    F32 acc[kLanes];
+    for (int t = 0; t < kLanes; ++t) acc[t] = hn::Zero(f);
+    for (int64_t c = 0; c < head_dim; c += kLanes) {
+      F32 factor[kGroup];
+      for (int g = 0; g < kGroup; ++g) factor[g] = hn::LoadU(f, q + g * q_stride + c);
+      for (int t = 0; t < kKeys; ++t) {
+        const F32 x = widen(row[t] + c);
+        for (int g = 0; g < kGroup; ++g) acc[g * kKeys + t] = hn::MulAdd(x, factor[g], acc[g * kKeys + t]);
+      }
+    }
+    if (prefetch) {
+      for (int t = 0; t < kKeys; ++t) prefetch_row(k.ahead[HWY_MIN(key + t, num_keys - 1)], head_dim);
+    }
+    const F32 sums = sum_each(acc);
+    if (kGroup == 1) {
+      hn::StoreU(sums, f, s + key);
+    } else {
+      HWY_ALIGN float each[kLanes];
+      hn::Store(sums, f, each);
+      for (int g = 0; g < kGroup; ++g) std::memcpy(s + g * kScoreStride + key, each + g * kKeys, kKeys * sizeof(float));
+    }
+  }
+}
+
+// O[row][c ...] = O * decay + sum over keys of P[row][key] V[key][c ...], kGroup rows by kVectors vectors.
+template <int kGroup, int kVectors, class T>
+HWY_INLINE void decode_values_tile(const StepRows<T>& v, int64_t num_keys, int64_t c, const float* HWY_RESTRICT p,
+                                   const float* HWY_RESTRICT decay, float* HWY_RESTRICT o, ptrdiff_t o_stride) {
+  const F32Tag f;
+  F32 acc[kGroup][kVectors];
+  for (int g = 0; g < kGroup; ++g)
+    for (int t = 0; t < kVectors; ++t)
+      acc[g][t] = hn::Mul(hn::LoadU(f, o + g * o_stride + c + t * kLanes), hn::Set(f, decay[g]));
+  for (int64_t key = 0; key < num_keys; ++key) {
+    const T* row = v.at[key] + c;
+    F32 x[kVectors];
+    for (int t = 0; t < kVectors; ++t) x[t] = widen(row + t * kLanes);
+    for (int g = 0; g < kGroup; ++g) {
+      const F32 factor = hn::Set(f, p[g * kScoreStride + key]);
+      for (int t = 0; t < kVectors; ++t) acc[g][t] = hn::MulAdd(factor, x[t], acc[g][t]);
+    }
+  }
+  for (int g = 0; g < kGroup; ++g)
+    for (int t = 0; t < kVectors; ++t) hn::StoreU(acc[g][t], f, o + g * o_stride + c + t * kLanes);
+}
+
+template <int kGroup, class T>
+void decode_values(const StepRows<T>& v, int64_t num_keys, int64_t head_dim_v, const float* p, const float* decay,
+                   bool prefetch, float* o, ptrdiff_t o_stride) {
+  constexpr int kWide = kGroup == 4 ? 4 : 8;
+  if (prefetch)
+    for (int64_t key = 0; key < num_keys; ++key) prefetch_row(v.ahead[key], head_dim_v);
+  int64_t c = 0;
+  for (; c + kWide * kLanes <= head_dim_v; c += kWide * kLanes)
+    decode_values_tile<kGroup, kWide>(v, num_keys, c, p, decay, o, o_stride);
+  for (; c + 2 * kLanes <= head_dim_v; c += 2 * kLanes) decode_values_tile<kGroup, 2>(v, num_keys, c, p, decay, o, o_stride);
+  for (; c < head_dim_v; c += kLanes) decode_values_tile<kGroup, 1>(v, num_keys, c, p, decay, o, o_stride);
+}
+
+// One query row of the unit.
+struct DecodeRow {
+  int64_t query, head, position;
+  KeyRange keys;
+  float slope;
+};
+
+struct DecodePartial {
+  float *o, *m, *l;  // o: [row][width_v]
+};
+
+struct DecodeUnit {
+  const ForwardRun& run;
+  const UnitTask& task;
+  int64_t num_rows;
+  DecodeRow rows[kDecodeRows];
+  float *q, *s, *tmp, *k, *v;
+  KeyRows k_rows, v_rows;
+
+  int64_t width() const { return round_up(run.shape.head_dim, kRowPad); }
+  int64_t width_v() const { return round_up(run.shape.head_dim_v, kRowPad); }
+};
+
+// The terms of finish_scores for one query row, keys along the lanes.
+inline void finish_score_row(const ForwardRun& run, const DecodeRow& row, int64_t batch, int64_t first_key, int64_t num_keys,
+                             float* s, float* tmp) {
+  const F32Tag f;
+  const ScoreTerms& terms = run.terms;
+  cap_scores(terms, TileSpan{first_key, 1, 0, static_cast<int32_t>((num_keys + kLanes - 1) / kLanes)}, s, 0);
+  if (terms.bias != nullptr) {
+    const int64_t index = batch * terms.bias_stride[0] + row.head * terms.bias_stride[1] + row.query * terms.bias_stride[2] +
+                          first_key * terms.bias_stride[3];
+    widen_strided(terms.bias, terms.bias_dtype, index, terms.bias_stride[3], num_keys, tmp);
+    for (int64_t key = 0; key < num_keys; key += kLanes)
+      hn::StoreU(hn::MulAdd(hn::LoadU(f, tmp + key), hn::Set(f, kLog2e), hn::LoadU(f, s + key)), f, s + key);
+  }
+  if (terms.slopes != nullptr) {
+    const float to_first = static_cast<float>(row.position - first_key);
+    for (int64_t key = 0; key < num_keys; ++key) s[key] -= row.slope * std::fabs(to_first - static_cast<float>(key));
+  }
+  if (terms.mask != nullptr) {
+    const uint8_t* may = terms.mask + batch * terms.mask_stride[0] + row.head * terms.mask_stride[1] +
+                         row.query * terms.mask_stride[2] + first_key * terms.mask_stride[3];
+    for (int64_t key = 0; key < num_keys; ++key)
+      if (may[key * terms.mask_stride[3]] == 0) s[key] = kMinusInf;
+  }
+}
+
+inline void drop_row_keys(const ForwardRun& run, const DecodeRow& row, int64_t batch, int64_t first_key, int64_t num_keys,
+                          float* p) {
+  for (int64_t key = 0; key < num_keys; ++key)
+    if (!key_is_kept(run.terms, batch, row.head, row.query, first_key + key)) p[key] = 0.0f;
+}
+
+// S of one row, keys [0, num_keys), to P; updates m and l, gives what O must be multiplied by.
+inline float decode_softmax(float* s, int64_t num_keys, float* m, float* l) {
+  const F32Tag f;
+  const int64_t padded = round_up(num_keys, kLanes);
+  for (int64_t key = num_keys; key < padded; ++key) s[key] = kMinusInf;
+  F32 largest = hn::Set(f, *m);
+  for (int64_t key = 0; key < padded; key += kLanes) largest = hn::Max(largest, hn::LoadU(f, s + key));
+  const float maximum = hn::GetLane(hn::MaxOfLanes(f, largest));
+  const float reference = maximum == kMinusInf ? 0.0f : maximum;
+  F32 sum = hn::Zero(f);
+  for (int64_t key = 0; key < padded; key += kLanes) {
+    const F32 p = exp2_score(hn::Sub(hn::LoadU(f, s + key), hn::Set(f, reference)));
+    hn::StoreU(p, f, s + key);
+    sum = hn::Add(sum, p);
+  }
+  const float decay = hn::GetLane(exp2_score(hn::Set(f, *m - reference)));
+  *m = maximum;
+  *l = *l * decay + hn::GetLane(hn::SumOfLanes(f, sum));
+  return decay;
+}
+
+// One step: keys [first_key, first_key + num_keys) for all rows. T: what the rows of k and v hold.
+template <class T>
+void decode_step(DecodeUnit& unit, const StepRows<T>& k, const StepRows<T>& v, int64_t first_key, int64_t num_keys,
+                 bool prefetch, const DecodePartial& to) {
+  const ForwardRun& run = unit.run;
+  const int64_t d = unit.width(), dv = unit.width_v(), d_end = round_up(run.shape.head_dim, kLanes),
+                dv_end = round_up(run.shape.head_dim_v, kLanes), batch = unit.task.work->where.batch;
+  float decay[kDecodeRows];
+  for (int64_t r = 0; r < unit.num_rows;) {
+    float *s = unit.s + r * kScoreStride, *q = unit.q + r * d;
+    const int64_t left = unit.num_rows - r;
+    const bool ahead = prefetch && r == 0;
+    if (left >= 4) {
+      decode_scores<4>(k, num_keys, d_end, q, d, ahead, s);
+      r += 4;
+    } else if (left >= 2) {
+      decode_scores<2>(k, num_keys, d_end, q, d, ahead, s);
+      r += 2;
+    } else {
+      decode_scores<1>(k, num_keys, d_end, q, d, ahead, s);
+      r += 1;
+    }
+  }
+  const bool plain = run.terms.plain();
+  for (int64_t r = 0; r < unit.num_rows; ++r) {
+    float* s = unit.s + r * kScoreStride;
+    const DecodeRow& row = unit.rows[r];
+    if (!plain) finish_score_row(run, row, batch, first_key, num_keys, s, unit.tmp);
+    const int64_t lo = HWY_MIN(row.keys.lo - first_key, num_keys), hi = HWY_MAX(row.keys.hi - first_key, int64_t{0});
+    for (int64_t key = 0; key < lo; ++key) s[key] = kMinusInf;
+    for (int64_t key = hi; key < num_keys; ++key) s[key] = kMinusInf;
+    decay[r] = decode_softmax(s, num_keys, to.m + r, to.l + r);
+    if (run.terms.dropout) drop_row_keys(run, row, batch, first_key, num_keys, s);
+  }
+  for (int64_t r = 0; r < unit.num_rows;) {
+    const float* p = unit.s + r * kScoreStride;
+    float* o = to.o + r * dv;
+    const int64_t left = unit.num_rows - r;
+    const bool ahead = prefetch && r == 0;
+    if (left >= 4) {
+      decode_values<4>(v, num_keys, dv_end, p, decay + r, ahead, o, dv);
+      r += 4;
+    } else if (left >= 2) {
+      decode_values<2>(v, num_keys, dv_end, p, decay + r, ahead, o, dv);
+      r += 2;
+    } else {
+      decode_values<1>(v, num_keys, dv_end, p, decay + r, ahead, o, dv);
+      r += 1;
+    }
+  }
+}
+
+// Steps over rows where they lie. ahead: prefetch up to key_end.
+template <class T>
+void decode_in_place(DecodeUnit& unit, int64_t first_key, int64_t num_keys, int64_t key_end, const DecodePartial& to) {
+  const T *k = static_cast<const T*>(unit.run.args->k), *v = static_cast<const T*>(unit.run.args->v);
+  StepRows<T> k_step, v_step;
+  for (int64_t t = 0; t < num_keys; ++t) {
+    k_step.at[t] = k + unit.k_rows.offset(first_key + t);
+    v_step.at[t] = v + unit.v_rows.offset(first_key + t);
+    const int64_t ahead = HWY_MIN(first_key + t + kDecodeBlock, key_end - 1);
+    k_step.ahead[t] = k + unit.k_rows.offset(ahead);
+    v_step.ahead[t] = v + unit.v_rows.offset(ahead);
+  }
+  decode_step<T>(unit, k_step, v_step, first_key, num_keys, true, to);
+}
+
+// Head dims that are no whole vectors: rows are copied beside zeros first.
+inline void decode_copied(DecodeUnit& unit, int64_t first_key, int64_t num_keys, const DecodePartial& to) {
+  const ForwardRun& run = unit.run;
+  const int64_t d = unit.width(), dv = unit.width_v();
+  StepRows<float> k_step, v_step;
+  for (int64_t t = 0; t < num_keys; ++t) {
+    float *k = unit.k + t * d, *v = unit.v + t * dv;
+    std::fill(k + run.shape.head_dim, k + d, 0.0f);
+    std::fill(v + run.shape.head_dim_v, v + dv, 0.0f);
+    widen_strided(run.args->k, run.problem->dtype, unit.k_rows.offset(first_key + t), 1, run.shape.head_dim, k);
+    widen_strided(run.args->v, run.problem->dtype, unit.v_rows.offset(first_key + t), 1, run.shape.head_dim_v, v);
+    k_step.at[t] = k_step.ahead[t] = k;
+    v_step.at[t] = v_step.ahead[t] = v;
+  }
+  decode_step<float>(unit, k_step, v_step, first_key, num_keys, false, to);
+}
+
+inline void decode_chunk(DecodeUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const DecodePartial& to) {
+  const ForwardRun& run = unit.run;
+  std::fill(to.m, to.m + unit.num_rows, kMinusInf);
+  std::fill(to.l, to.l + unit.num_rows, 0.0f);
+  std::memset(to.o, 0, static_cast<size_t>(unit.num_rows * unit.width_v()) * sizeof(float));
+  const bool whole = run.shape.head_dim % kLanes == 0 && run.shape.head_dim_v % kLanes == 0;
+  for (int64_t at = origin + (key_lo - origin) / kDecodeBlock * kDecodeBlock; at < key_hi; at += kDecodeBlock) {
+    const int64_t n = HWY_MIN(at + kDecodeBlock, key_hi) - at;
+    if (!whole) {
+      decode_copied(unit, at, n, to);
+    } else if (run.problem->dtype == Dtype::kBf16) {
+      decode_in_place<Bf16>(unit, at, n, key_hi, to);
+    } else if (run.problem->dtype == Dtype::kF16) {
+      decode_in_place<F16>(unit, at, n, key_hi, to);
+    } else {
+      decode_in_place<float>(unit, at, n, key_hi, to);
+    }
+  }
+}
+
+inline void merge_decode(const DecodeUnit& unit, const DecodePartial& part, const DecodePartial& sum) {
+  const F32Tag f;
+  const int64_t dv = unit.width_v();
+  for (int64_t r = 0; r < unit.num_rows; ++r) {
+    const float maximum = std::fmax(sum.m[r], part.m[r]), reference = maximum == kMinusInf ? 0.0f : maximum;
+    const F32 a = exp2_score(hn::Set(f, sum.m[r] - reference)), b = exp2_score(hn::Set(f, part.m[r] - reference));
+    sum.m[r] = maximum;
+    sum.l[r] = sum.l[r] * hn::GetLane(a) + part.l[r] * hn::GetLane(b);
+    for (int64_t c = 0; c < dv; c += kLanes) {
+      float* at = sum.o + r * dv + c;
+      hn::StoreU(hn::MulAdd(hn::LoadU(f, part.o + r * dv + c), b, hn::Mul(hn::LoadU(f, at), a)), f, at);
+    }
+  }
+}
+
+inline void finish_decode(DecodeUnit& unit, const DecodePartial& sum) {
+  const Sequence& sequence = unit.task.work->where;
+  const int64_t dv = unit.run.shape.head_dim_v;
+  for (int64_t r = 0; r < unit.num_rows; ++r) {
+    const DecodeRow& row = unit.rows[r];
+    const RowEnd end = end_row(unit.run, row.head, sum.m[r], sum.l[r]);
+    float* o = sum.o + r * unit.width_v();
+    float probe = 0.0f;
+    for (int64_t c = 0; c < dv; ++c) {
+      o[c] = end.scale == 0.0f ? 0.0f : o[c] * end.scale;
+      probe += o[c] * 0.0f;
+    }
+    if (probe != probe && sum.l[r] == sum.l[r]) {
+      const int64_t group = unit.run.problem->gqa_ratio();
+      attend_row_exactly(unit.run, sequence, unit.task.kv_head, row.query * group + row.head % group, o);
+    }
+    store_output_row(unit.run, sequence, row.head, row.query, o);
+    store_lse(unit.run, sequence, row.head, row.query, end.lse);
+  }
+}
+
+// Query rows of the unit as f32 beside zeros, and their place.
+inline void load_decode_rows(DecodeUnit& unit) {
+  const ForwardRun& run = unit.run;
+  const AttentionProblem& problem = *run.problem;
+  const Sequence& sequence = unit.task.work->where;
+  const int64_t group = problem.gqa_ratio(), d = unit.width();
+  for (int64_t r = 0; r < unit.num_rows; ++r) {
+    DecodeRow& row = unit.rows[r];
+    row.query = r / group;
+    row.head = unit.task.kv_head * group + r % group;
+    row.position = row.query + sequence.offset;
+    row.keys = visible_keys(problem, sequence.k_len, row.position);
+    row.slope = run.terms.slopes == nullptr ? 0.0f
+        : run.terms.slopes[sequence.batch * run.terms.slope_stride[0] + row.head * run.terms.slope_stride[1]] * kLog2e;
+    float* q = unit.q + r * d;
+    widen_strided(run.args->q, problem.dtype, row_offset(problem, Slot::kQ, sequence, row.head, row.query), 1,
+                  run.shape.head_dim, q);
+    for (int64_t c = 0; c < run.shape.head_dim; ++c) q[c] *= run.q_factor;
+    std::fill(q + run.shape.head_dim, q + d, 0.0f);
+  }
+}
+
+}  // namespace heed::cpu::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard, flipped per target
