@@ -132,11 +132,16 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
     } catch (const FileError& error) {
       throw FileError(fmt::format("{}: {}: {}", source, input.name, error.what()));
     }
-    sources_[input.name] = source;
+    sources_.emplace_back(input.name, source);
   }
   if (inputs_.at("q").type == ElementType::kF64) {
-    throw FileError(fmt::format("{}: q is f64, which only the reference computes; add --dtype f32 (or bf16, f16)", sources_["q"]));
+    throw FileError(fmt::format("{}: q is f64, which only the reference computes; add --dtype f32 (or bf16, f16)", source_of("q")));
   }
+}
+
+std::string LoadedAttention::source_of(const std::string& name) const {
+  const auto found = std::find_if(sources_.begin(), sources_.end(), [&](const auto& row) { return row.first == name; });
+  return found == sources_.end() ? name : found->second;
 }
 
 // Courtesies: one sequence without a batch dimension; bias and mask with leading dimensions left out.
@@ -159,7 +164,7 @@ void LoadedAttention::fit_shapes() {
     if (shape.size() == ndim) continue;
     constexpr const char* kForms[] = {"bshd [batch, seqlen, heads, head_dim]", "bhsd [batch, heads, seqlen, head_dim]",
                                       "thd [total, heads, head_dim]"};
-    throw FileError(fmt::format("{}: {} has shape {}, which is no {}", sources_[name], name, shape_text(shape), kForms[layout]));
+    throw FileError(fmt::format("{}: {} has shape {}, which is no {}", source_of(name), name, shape_text(shape), kForms[layout]));
   }
 }
 

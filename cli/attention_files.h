@@ -15,20 +15,20 @@ class LoadedAttention {
   LoadedAttention& operator=(const LoadedAttention&) = delete;
 
   const heed_attention_args& arguments() const { return arguments_; }
-  const std::map<std::string, std::string>& sources() const { return sources_; }  // tensor name -> FILE:NAME
-  const Tensor& out() const { return out_; }
-  const Tensor& lse() const { return lse_; }
+  // Tensor name and FILE:NAME, in the order q, k, v, ...
+  const std::vector<std::pair<std::string, std::string>>& sources() const { return sources_; }
   // Outputs in the shape of the inputs: a batch dimension that was added is dropped again.
   Tensor as_given(const Tensor& output) const;
 
  private:
   void read_tensors(const AttentionFiles& files);
+  std::string source_of(const std::string& name) const;
   void fit_shapes();
   void set_options(const AttentionFiles& files);
   void make_outputs(const AttentionFiles& files, bool lse);
 
   NamedTensors inputs_;
-  std::map<std::string, std::string> sources_;
+  std::vector<std::pair<std::string, std::string>> sources_;
   Tensor out_, lse_;
   heed_attention_args arguments_ = {};
   bool batch_added_ = false;

@@ -52,12 +52,6 @@ int run_info(const InfoRequest& request) {
   const std::string text = read_text([](char* buffer, size_t bytes, size_t* needed) { return heed_info(buffer, bytes, needed); });
   fmt::print("{}", text);
   if (!text.ends_with('\n')) fmt::print("\n");
-  Table table({"variable", "value", "default", "set", "meaning"}, 5);
-  const auto shown = [](const char* value) { return std::string(*value != '\0' ? value : "-"); };
-  for (const heed_config_entry& entry : config_entries()) {
-    table.add({entry.name, shown(entry.value), shown(entry.default_value), entry.is_set ? "yes" : "no", entry.help});
-  }
-  fmt::print("\n{}", table.text());
   return 0;
 }
 

@@ -57,13 +57,13 @@ void add_tensor_options(CLI::App* command, AttentionFiles& files) {
         ->type_name("FILE[:NAME]")->group("Tensors");
   }
   command->add_option("--layout", files.layout, "Of q (and k, v): bshd, bhsd or thd; default thd with cu-seqlens-q, else bshd")
-      ->check(CLI::IsMember({"bshd", "bhsd", "thd"}))->group("Tensors");
+      ->check(CLI::IsMember({"bshd", "bhsd", "thd"}))->type_name("NAME")->group("Tensors");
   command->add_option("--layout-kv", files.layout_kv, "Of k and v, where it differs")
-      ->check(CLI::IsMember({"bshd", "bhsd", "thd"}))->group("Tensors");
+      ->check(CLI::IsMember({"bshd", "bhsd", "thd"}))->type_name("NAME")->group("Tensors");
   command->add_option("--dtype", files.dtype, "Convert q, k and v to f32, f16 or bf16 first")
-      ->check(CLI::IsMember({"f32", "f16", "bf16"}))->group("Tensors");
+      ->check(CLI::IsMember({"f32", "f16", "bf16"}))->type_name("TYPE")->group("Tensors");
   command->add_option("--out-dtype", files.out_dtype, "f32: the result in f32, whatever q is")
-      ->check(CLI::IsMember({"f32"}))->group("Tensors");
+      ->check(CLI::IsMember({"f32"}))->type_name("TYPE")->group("Tensors");
 }
 
 void add_score_options(CLI::App* command, AttentionFiles& files) {
@@ -173,6 +173,9 @@ int main(int argc, char** argv) {
   add_bench(app, requests.bench);
   for (int i = 0; i < argc; ++i) requests.bench.command += fmt::format("{}{}", i > 0 ? " " : "", i > 0 ? argv[i] : "heed");
   try {
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
+      return complain(fmt::format("there is no command '{}'; there are info, explain, run, check and bench", argv[1]), 2);
+    }
     app.parse(argc, argv);
     return dispatch(app, requests);
   } catch (const CLI::ParseError& error) {
