@@ -173,7 +173,8 @@ int main(int argc, char** argv) {
   add_bench(app, requests.bench);
   for (int i = 0; i < argc; ++i) requests.bench.command += fmt::format("{}{}", i > 0 ? " " : "", i > 0 ? argv[i] : "heed");
   try {
-    if (argc > 1 && argv[1][0] != '-' && app.get_subcommand_no_throw(argv[1]) == nullptr) {
+    const auto is_named = [&](const CLI::App* command) { return argc > 1 && command->check_name(argv[1]); };
+    if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_named).empty()) {
       return complain(fmt::format("there is no command '{}'; there are info, explain, run, check and bench", argv[1]), 2);
     }
     app.parse(argc, argv);
