@@ -201,7 +201,7 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
     if (terms.bias != nullptr) x = hn::MulAdd(hn::LoadU(f, rows.bias + k), hn::Set(f, kLog2e), x);
     const F32 distance = hn::Abs(hn::Add(hn::Set(f, to_first), hn::ConvertTo(f, hn::Iota(I32Tag(), k))));
     if (terms.slopes != nullptr) x = hn::NegMulAdd(hn::Set(f, slope), distance, x);
-    auto seen = hn::And(lanes_in(k, tile.lo[r], row_counts ? tile.hi[r] : 0), hn::Ne(x, hidden));
+    auto seen = hn::And(lanes_in(k, tile.lo[r], row_counts ? tile.hi[r] : 0), hn::Not(hn::Eq(x, hidden)));
     if (terms.mask != nullptr) seen = hn::And(seen, hn::Gt(hn::LoadU(f, rows.may_see + k), zero));
     F32 p = hn::IfThenElseZero(seen, exp2_score(hn::Sub(x, lse)));
     F32 gradient = hn::LoadU(f, dp + k), kept = one;
@@ -215,7 +215,7 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
     const F32 ds = hn::IfThenElseZero(seen, hn::Mul(p, hn::Sub(gradient, delta)));
     sums->dalibi = hn::NegMulAdd(distance, ds, sums->dalibi);
     hn::StoreU(weight, f, s + k);
-    hn::StoreU(hn::Mul(ds, cap_slope), f, dp + k);
+    hn::StoreU(hn::IfThenElseZero(seen, hn::Mul(ds, cap_slope)), f, dp + k);
     hn::StoreU(ds, f, rows.ds + k);
     if (shown != nullptr) {
       HWY_ALIGN float flags[kLanes];
