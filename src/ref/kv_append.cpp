@@ -97,8 +97,8 @@ void copy_row(const KvAppendProblem& p, const KvAppendArgs& a, const void* from,
   for (int64_t d = 0; d < width; ++d) row[d] = load_as_double(from, p.dtype, from_offset + d);
   const int64_t pairs = turned ? p.rotary_dim / 2 : 0;
   for (int64_t r = 0; r < pairs; ++r) {
-    const double c = load_as_double(a.rotary_cos, p.rotary_dtype, position * p.strides(KvSlot::kCos)[0] + r);
-    const double s = load_as_double(a.rotary_sin, p.rotary_dtype, position * p.strides(KvSlot::kSin)[0] + r);
+    const double c = load_as_double(a.rotary_cos, p.rotary_dtype, position * p.strides(KvSlot::kCos)[2] + r);
+    const double s = load_as_double(a.rotary_sin, p.rotary_dtype, position * p.strides(KvSlot::kSin)[2] + r);
     const bool half = p.rotary_style == RotaryStyle::kHalf;
     double& x = row[half ? r : 2 * r];
     double& y = row[half ? r + pairs : 2 * r + 1];
