@@ -388,7 +388,7 @@ inline void finish_rows(RowUnit& unit, const RowPartial& sum) {
           probe = hn::MulAdd(x, hn::Zero(f), probe);  // NaN once any x is NaN or Inf
           hn::StoreU(x, f, column);
         }
-        if (hn::AllFalse(f, hn::Ne(probe, probe))) continue;
+        if (hn::AllTrue(f, hn::Eq(probe, probe))) continue;  // Ne is false for NaN on x86
         HWY_ALIGN float probes[kLanes];
         hn::Store(probe, f, probes);
         for (int t = 0; t < kLanes; ++t)

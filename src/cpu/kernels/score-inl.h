@@ -34,8 +34,14 @@ HWY_INLINE F32 widen(const Bf16* p) {
   return hn::BitCast(F32Tag(), hn::ShiftLeft<16>(hn::PromoteTo(U32Tag(), bits)));
 }
 HWY_INLINE F32 widen(const F16* p) {
+#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR  // whose conversion makes numbers of NaN and Inf
+  HWY_ALIGN float lanes[kLanes];
+  for (int k = 0; k < kLanes; ++k) lanes[k] = to_float(p[k]);
+  return hn::Load(F32Tag(), lanes);
+#else
   const hn::Rebind<hwy::float16_t, F32Tag> half;
   return hn::PromoteTo(F32Tag(), hn::LoadU(half, reinterpret_cast<const hwy::float16_t*>(p)));
+#endif
 }
 
 inline float widen_one(float x) { return x; }
@@ -68,13 +74,19 @@ HWY_INLINE void narrow(F32 x, Bf16* p) {  // round to nearest even; NaN made qui
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(u, 1));
   const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(u, 0x7fff)));
   const auto quiet = hn::Or(bits, hn::Set(u, 0x400000));
-  const auto is_nan = hn::RebindMask(u, hn::Ne(x, x));
+  const auto is_nan = hn::RebindMask(u, hn::Not(hn::Eq(x, x)));  // Highway's Ne is false for NaN on x86
   const auto top = hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded));
   hn::StoreU(hn::DemoteTo(half, hn::BitCast(I32Tag(), top)), half, reinterpret_cast<uint16_t*>(p));
 }
 HWY_INLINE void narrow(F32 x, F16* p) {
+#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+  HWY_ALIGN float lanes[kLanes];
+  hn::Store(x, F32Tag(), lanes);
+  for (int k = 0; k < kLanes; ++k) p[k] = to_f16(lanes[k]);
+#else
   const hn::Rebind<hwy::float16_t, F32Tag> half;
   hn::StoreU(hn::DemoteTo(half, x), half, reinterpret_cast<hwy::float16_t*>(p));
+#endif
 }
 
 inline void narrow_one(float x, float* p) { *p = x; }
