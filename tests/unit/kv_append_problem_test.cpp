@@ -118,7 +118,8 @@ TEST(KvAppendProblem, RefusesStridesAndAlignment) {
 TEST(KvAppendProblem, SlotsAndShapes) {
   using Shape = std::array<int64_t, 4>;
   const KvAppendProblem p =
-      kv_append("kv_append b=2 hq=4 hkv=2 sn=3 sq=5 sk=48 d=16 dv=8 bf16 rotary=12 rotary_n=60 page=16 layout_cache=bhsd");
+      kv_append("kv_append b=2 hq=4 hkv=2 sn=3 sq=5 sk=48 d=16 dv=8 bf16 rotary=12 rotary_n=60 page=16 "
+                "layout_cache=bhsd");
   EXPECT_EQ(slot_shape(p, KvSlot::kKNew), (Shape{2, 2, 3, 16}));
   EXPECT_EQ(slot_shape(p, KvSlot::kVNew), (Shape{2, 2, 3, 8}));
   EXPECT_EQ(slot_shape(p, KvSlot::kVCache), (Shape{6, 2, 16, 8}));

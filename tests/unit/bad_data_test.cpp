@@ -1,0 +1,407 @@
+// Data that the host never reads, and that is bad (docs/conventions.md, section 8): that sequence gives 0 / -inf and
+// sets its bits, the other sequences keep every bit of theirs, and nothing is touched outside the outputs.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "base/dtype.h"
+#include "unit/line_run.h"
+
+namespace heed {
+namespace {
+
+using testing::LineRun;
+using testing::Poke;
+using testing::RunStyle;
+
+constexpr int32_t kHuge = std::numeric_limits<int32_t>::max();
+constexpr int32_t kLowest = std::numeric_limits<int32_t>::min();
+
+int32_t* numbers(const heed_tensor& tensor) { return static_cast<int32_t*>(tensor.data); }
+
+double element(const heed_tensor& tensor, int64_t offset) {
+  return load_as_double(tensor.data, static_cast<Dtype>(tensor.dtype), offset);
+}
+
+// Every element of a tensor whose dimension `dim` is in [begin, end).
+void for_each(const heed_tensor& tensor, int dim, int64_t begin, int64_t end, const std::function<void(double)>& body) {
+  int64_t shape[4] = {1, 1, 1, 1}, stride[4] = {};
+  for (int32_t d = 0; d < tensor.ndim; ++d) shape[d] = tensor.shape[d], stride[d] = tensor.stride[d];
+  for (int64_t a = 0; a < shape[0]; ++a) {
+    for (int64_t b = 0; b < shape[1]; ++b) {
+      for (int64_t c = 0; c < shape[2]; ++c) {
+        for (int64_t d = 0; d < shape[3]; ++d) {
+          const int64_t index[4] = {a, b, c, d};
+          if (index[dim] < begin || index[dim] >= end) continue;
+          body(element(tensor, a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3]));
+        }
+      }
+    }
+  }
+}
+
+std::vector<double> elements(const heed_tensor& tensor, int dim, int64_t begin, int64_t end) {
+  std::vector<double> found;
+  if (tensor.dtype == HEED_DTYPE_NONE) return found;
+  for_each(tensor, dim, begin, end, [&](double value) { found.push_back(value); });
+  return found;
+}
+
+void expect_all(const heed_tensor& tensor, int dim, int64_t begin, int64_t end, double value, const char* name) {
+  for (const double x : elements(tensor, dim, begin, end)) {
+    if (x != value) {
+      ADD_FAILURE() << name << " holds " << x << " where " << value << " belongs";
+      return;
+    }
+  }
+}
+
+// One thing that is wrong, in a line of three sequences of which [1] is hit; -1: the sequence after it as well.
+struct Corruption {
+  const char* line;
+  std::function<std::vector<Poke>(const heed_attention_args&)> pokes;
+  int32_t bits;
+};
+
+// The rows of sequence b in q-like tensors: dimension and range.
+struct Rows {
+  int dim;
+  int64_t begin, end;
+};
+
+Rows rows_of(const heed_attention_args& a, int64_t b) {
+  if (a.layout_q != HEED_LAYOUT_THD) return {0, b, b + 1};
+  const int32_t* cu_seqlens = numbers(a.cu_seqlens_q);
+  return {0, cu_seqlens[b], cu_seqlens[b + 1]};
+}
+
+Rows lse_rows_of(const heed_attention_args& a, int64_t b) {
+  Rows rows = rows_of(a, b);
+  if (a.layout_q == HEED_LAYOUT_THD) rows.dim = 1;
+  return rows;
+}
+
+void expect_one_bad_sequence(const Corruption& corruption) {
+  SCOPED_TRACE(corruption.line);
+  LineRun problem(corruption.line);
+  ASSERT_EQ(problem.error(), "");
+  heed_attention_args& args = *problem.attention();
+  const std::vector<Poke> pokes = corruption.pokes(args);
+  for (const std::string& row : problem.accepting()) {
+    SCOPED_TRACE(row);
+    ASSERT_EQ(problem.run(row, RunStyle()), "");
+    std::vector<std::vector<double>> good;
+    for (const int64_t b : {0, 2}) {
+      const Rows rows = rows_of(args, b), lse_rows = lse_rows_of(args, b);
+      good.push_back(elements(args.out, rows.dim, rows.begin, rows.end));
+      good.push_back(elements(args.lse, lse_rows.dim, lse_rows.begin, lse_rows.end));
+      EXPECT_EQ(numbers(args.status)[b], 0);
+    }
+    EXPECT_EQ(numbers(args.status)[1], 0);
+    ASSERT_EQ(problem.run(row, RunStyle(), pokes), "");
+    const Rows hit = rows_of(args, 1), hit_lse = lse_rows_of(args, 1);
+    expect_all(args.out, hit.dim, hit.begin, hit.end, 0.0, "out");
+    expect_all(args.lse, hit_lse.dim, hit_lse.begin, hit_lse.end, -INFINITY, "lse");
+    EXPECT_EQ(numbers(args.status)[1], corruption.bits);
+    size_t place = 0;
+    for (const int64_t b : {0, 2}) {
+      const Rows rows = rows_of(args, b), lse_rows = lse_rows_of(args, b);
+      EXPECT_TRUE(elements(args.out, rows.dim, rows.begin, rows.end) == good[place++]) << "out of sequence " << b;
+      EXPECT_TRUE(elements(args.lse, lse_rows.dim, lse_rows.begin, lse_rows.end) == good[place++])
+          << "lse of sequence " << b;
+      EXPECT_EQ(numbers(args.status)[b], 0) << "status of sequence " << b;
+    }
+    // The status tensor is optional.
+    const heed_tensor status = std::exchange(args.status, heed_tensor());
+    EXPECT_EQ(problem.run(row, RunStyle(), pokes), "");
+    args.status = status;
+  }
+}
+
+const char* kPadded = "attention b=3 hq=4 hkv=2 sq=6 sk=40 d=16 used_q used_k lq=6,4,3 lk=40,20,11 causal lse";
+const char* kPadded16 = "attention b=3 hq=4 hkv=2 sq=6 sk=40 d=64 bf16 used_q used_k lq=6,4,3 lk=40,20,11 sinks lse";
+const char* kPaged = "attention b=3 hq=4 hkv=2 sq=2 sk=64 d=16 page=16 used_k lk=64,40,11 causal pages=shuffled lse";
+const char* kDecode = "attention b=3 hq=8 hkv=2 sq=1 sk=64 d=64 f16 page=4 used_k lk=64,40,11 pages=shuffled lse";
+const char* kPadding = "attention b=3 hq=2 sq=5 sk=30 d=16 leftpad used_k lk=30,20,11 lpad=3,4,0 causal lse";
+const char* kRows = "attention b=3 hq=2 sq=5 sk=30 d=16 cache_batch=4 used_k lk=30,20,11 lse";
+const char* kPacked =
+    "attention b=3 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 tq=20 tk=50 causal lse";
+
+TEST(BadData, UsedLengthsOfQueries) {
+  for (const char* line : {kPadded, kPadded16}) {
+    for (const int32_t value : {-1, 7, kHuge, kLowest}) {
+      expect_one_bad_sequence(
+          {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_q) + 1, value}}; },
+           HEED_STATUS_BAD_LENGTH_Q});
+    }
+  }
+}
+
+TEST(BadData, UsedLengthsOfKeys) {
+  for (const char* line : {kPadded, kPadded16}) {
+    for (const int32_t value : {-1, 41, kHuge, kLowest}) {
+      expect_one_bad_sequence(
+          {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}}; },
+           HEED_STATUS_BAD_LENGTH_K});
+    }
+  }
+  for (const char* line : {kPaged, kDecode}) {
+    for (const int32_t value : {-1, 65, kHuge}) {
+      expect_one_bad_sequence(
+          {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}}; },
+           HEED_STATUS_BAD_LENGTH_K});
+    }
+  }
+}
+
+TEST(BadData, BothLengthsSetBothBits) {
+  expect_one_bad_sequence({kPadded,
+                           [](const auto& a) {
+                             return std::vector<Poke>{{numbers(a.seqused_q) + 1, -3}, {numbers(a.seqused_k) + 1, -3}};
+                           },
+                           HEED_STATUS_BAD_LENGTH_Q | HEED_STATUS_BAD_LENGTH_K});
+}
+
+TEST(BadData, PagesOutOfRange) {
+  for (const char* line : {kPaged, kDecode}) {
+    for (const int32_t value : {-1, 48, kHuge, kLowest}) {
+      for (const int64_t page : {0, 2}) {  // the first one read and, of 40 keys in pages of 16, the last
+        expect_one_bad_sequence({line,
+                                 [=](const auto& a) {
+                                   const int64_t at = a.page_table.stride[0] + page * a.page_table.stride[1];
+                                   return std::vector<Poke>{{numbers(a.page_table) + at, value}};
+                                 },
+                                 HEED_STATUS_BAD_PAGE});
+      }
+    }
+  }
+}
+
+TEST(BadData, LeftPadding) {
+  for (const int32_t value : {-1, 21, kHuge, kLowest}) {
+    expect_one_bad_sequence(
+        {kPadding, [=](const auto& a) { return std::vector<Poke>{{numbers(a.leftpad_k) + 1, value}}; },
+         HEED_STATUS_BAD_LENGTH_K});
+  }
+}
+
+TEST(BadData, CacheRows) {
+  for (const int32_t value : {-1, 4, kHuge, kLowest}) {
+    expect_one_bad_sequence(
+        {kRows, [=](const auto& a) { return std::vector<Poke>{{numbers(a.cache_batch_idx) + 1, value}}; },
+         HEED_STATUS_BAD_PAGE});
+  }
+}
+
+TEST(BadData, LengthsWithinPackedSequences) {
+  const char* line =
+      "attention b=3 hq=2 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 used_q used_k causal lse";
+  for (const int32_t value : {-1, 5, kHuge}) {
+    expect_one_bad_sequence(
+        {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_q) + 1, value}}; },
+         HEED_STATUS_BAD_LENGTH_Q});
+  }
+  for (const int32_t value : {-1, 21, kHuge}) {
+    expect_one_bad_sequence(
+        {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}}; },
+         HEED_STATUS_BAD_LENGTH_K});
+  }
+}
+
+// Longer than the bias or mask that every packed sequence shares.
+TEST(BadData, PackedSequencesPastTheBias) {
+  const char* line = "attention b=3 hq=2 sq=6 sk=20 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 tq=20 tk=50 "
+                     "bias=f32:ij lse";
+  LineRun problem(line);
+  ASSERT_EQ(problem.error(), "");
+  heed_attention_args& a = *problem.attention();
+  for (const std::string& row : problem.accepting()) {
+    SCOPED_TRACE(row);
+    ASSERT_EQ(problem.run(row, RunStyle(), {{numbers(a.cu_seqlens_q) + 3, 17}}), "");
+    EXPECT_EQ(numbers(a.status)[2], HEED_STATUS_BAD_LENGTH_Q);
+    expect_all(a.out, 0, 10, 20, 0.0, "out");
+    ASSERT_EQ(problem.run(row, RunStyle(), {{numbers(a.cu_seqlens_k) + 3, 50}}), "");
+    EXPECT_EQ(numbers(a.status)[2], HEED_STATUS_BAD_LENGTH_K);
+    expect_all(a.out, 0, 10, 20, 0.0, "out");
+  }
+}
+
+// Offsets are shared by neighbours: what becomes of each sequence.
+void expect_packed(const std::function<std::vector<Poke>(const heed_attention_args&)>& pokes,
+                   const std::vector<int32_t>& bits) {
+  LineRun problem(kPacked);
+  ASSERT_EQ(problem.error(), "");
+  heed_attention_args& a = *problem.attention();
+  for (const std::string& row : problem.accepting()) {
+    SCOPED_TRACE(row);
+    ASSERT_EQ(problem.run(row, RunStyle()), "");
+    std::vector<std::vector<double>> good;
+    for (int64_t b = 0; b < 3; ++b) good.push_back(elements(a.out, 0, rows_of(a, b).begin, rows_of(a, b).end));
+    ASSERT_EQ(problem.run(row, RunStyle(), pokes(a)), "");
+    for (int64_t b = 0; b < 3; ++b) {
+      SCOPED_TRACE(b);
+      const Rows rows = rows_of(a, b);
+      EXPECT_EQ(numbers(a.status)[b], bits[static_cast<size_t>(b)]);
+      if (bits[static_cast<size_t>(b)] != 0) {
+        expect_all(a.out, 0, rows.begin, rows.end, 0.0, "out");
+        expect_all(a.lse, 1, rows.begin, rows.end, -INFINITY, "lse");
+      } else {
+        EXPECT_TRUE(elements(a.out, 0, rows.begin, rows.end) == good[static_cast<size_t>(b)]);
+      }
+    }
+    expect_all(a.out, 0, 13, 20, 0.0, "out past the last sequence");
+    expect_all(a.lse, 1, 13, 20, -INFINITY, "lse past the last sequence");
+  }
+}
+
+TEST(BadData, PackedOffsets) {
+  constexpr int32_t q = HEED_STATUS_BAD_LENGTH_Q, k = HEED_STATUS_BAD_LENGTH_K;
+  const auto queries = [](int64_t index, int32_t value) {
+    return [=](const heed_attention_args& a) { return std::vector<Poke>{{numbers(a.cu_seqlens_q) + index, value}}; };
+  };
+  const auto keys = [](int64_t index, int32_t value) {
+    return [=](const heed_attention_args& a) { return std::vector<Poke>{{numbers(a.cu_seqlens_k) + index, value}}; };
+  };
+  for (const int32_t value : {-1, kLowest}) {
+    expect_packed(queries(0, value), {q, 0, 0});
+    expect_packed(queries(1, value), {q, q, 0});
+    expect_packed(queries(3, value), {0, 0, q});
+    expect_packed(keys(0, value), {k, 0, 0});
+    expect_packed(keys(1, value), {k, k, 0});
+  }
+  for (const int32_t value : {51, kHuge}) {
+    expect_packed(queries(2, value), {0, q, q});
+    expect_packed(queries(3, value), {0, 0, q});
+    expect_packed(keys(2, value), {0, k, k});
+    expect_packed(keys(3, value), {0, 0, k});
+  }
+  expect_packed(queries(3, 9), {0, 0, q});  // falls
+  expect_packed(keys(3, 20), {0, 0, k});
+  expect_packed([=](const heed_attention_args& a) { return std::vector<Poke>{{numbers(a.cu_seqlens_q) + 3, 5},
+                                                                             {numbers(a.cu_seqlens_k) + 3, 5}}; },
+                {0, 0, q | k});
+}
+
+TEST(BadData, EverySequence) {
+  LineRun problem(kPadded);
+  ASSERT_EQ(problem.error(), "");
+  heed_attention_args& a = *problem.attention();
+  for (const std::string& row : problem.accepting()) {
+    SCOPED_TRACE(row);
+    int32_t* used = numbers(a.seqused_k);
+    ASSERT_EQ(problem.run(row, RunStyle(), {{used, -1}, {used + 1, kHuge}, {used + 2, 41}}), "");
+    expect_all(a.out, 0, 0, 3, 0.0, "out");
+    expect_all(a.lse, 0, 0, 3, -INFINITY, "lse");
+    for (int64_t b = 0; b < 3; ++b) EXPECT_EQ(numbers(a.status)[b], HEED_STATUS_BAD_LENGTH_K);
+  }
+}
+
+TEST(BadData, BackwardGivesThatSequenceNoGradient) {
+  const char* line = "attention b=3 hq=4 hkv=2 sq=6 sk=20 d=16 pass=bwd used_q used_k lq=6,4,3 lk=20,12,11 causal";
+  LineRun problem(line);
+  ASSERT_EQ(problem.error(), "");
+  heed_attention_args& a = *problem.attention();
+  for (const std::string& row : problem.accepting()) {
+    SCOPED_TRACE(row);
+    ASSERT_EQ(problem.run(row, RunStyle()), "");
+    std::vector<std::vector<double>> good;
+    for (const int64_t b : {0, 2}) {
+      for (const heed_tensor* tensor : {&a.dq, &a.dk, &a.dv}) good.push_back(elements(*tensor, 0, b, b + 1));
+    }
+    for (const auto& [poke, bits] : {std::pair(Poke{numbers(a.seqused_q) + 1, 7}, HEED_STATUS_BAD_LENGTH_Q),
+                                     std::pair(Poke{numbers(a.seqused_k) + 1, -1}, HEED_STATUS_BAD_LENGTH_K)}) {
+      ASSERT_EQ(problem.run(row, RunStyle(), {poke}), "");
+      size_t place = 0;
+      for (const int64_t b : {0, 2}) {
+        for (const heed_tensor* tensor : {&a.dq, &a.dk, &a.dv}) {
+          EXPECT_TRUE(elements(*tensor, 0, b, b + 1) == good[place++]) << "sequence " << b;
+        }
+        EXPECT_EQ(numbers(a.status)[b], 0);
+      }
+      for (const heed_tensor* tensor : {&a.dq, &a.dk, &a.dv}) expect_all(*tensor, 0, 1, 2, 0.0, "a gradient");
+      EXPECT_EQ(numbers(a.status)[1], bits);
+    }
+  }
+}
+
+// ---- kv_append ---------------------------------------------------------------------------------------
+
+void expect_nothing_appended(const char* line, const std::function<Poke(const heed_kv_append_args&)>& poke,
+                             int32_t bits) {
+  SCOPED_TRACE(line);
+  LineRun problem(line), before(line);
+  ASSERT_EQ(problem.error(), "");
+  heed_kv_append_args& a = *problem.kv_append();
+  const heed_kv_append_args& untouched = *before.kv_append();
+  for (const std::string& row : problem.accepting()) {
+    SCOPED_TRACE(row);
+    ASSERT_EQ(problem.run(row, RunStyle()), "");
+    const std::vector<double> good_q = elements(a.q_out, 0, 0, 1);
+    for (int64_t b = 0; b < 3; ++b) EXPECT_EQ(numbers(a.status)[b], 0);
+    // Rows of a cache without pages belong to their sequences.
+    const bool rows = a.page_table.dtype == HEED_DTYPE_NONE && a.cache_batch_idx.dtype == HEED_DTYPE_NONE;
+    const std::vector<double> good_k = rows ? elements(a.k_cache, 0, 0, 1) : std::vector<double>();
+    ASSERT_EQ(problem.run(row, RunStyle(), {poke(a)}), "");
+    EXPECT_EQ(numbers(a.status)[0], 0);
+    EXPECT_EQ(numbers(a.status)[1], bits);
+    EXPECT_EQ(numbers(a.status)[2], 0);
+    EXPECT_TRUE(elements(a.q_out, 0, 0, 1) == good_q);
+    if (a.q_out.dtype != HEED_DTYPE_NONE) expect_all(a.q_out, 0, 1, 2, 0.0, "q_out");
+    if (!rows) continue;
+    EXPECT_TRUE(elements(a.k_cache, 0, 0, 1) == good_k);
+    // Bit by bit: what no sequence has appended may be NaN in the cache.
+    const int64_t bytes = a.k_cache.stride[0] * static_cast<int64_t>(heed_dtype_bytes(a.k_cache.dtype));
+    EXPECT_EQ(std::memcmp(static_cast<char*>(a.k_cache.data) + bytes,
+                          static_cast<char*>(untouched.k_cache.data) + bytes, static_cast<size_t>(bytes)), 0)
+        << "the cache of the bad sequence";
+  }
+}
+
+TEST(BadData, AppendLengths) {
+  const char* line = "kv_append b=3 hkv=2 sn=3 sk=20 d=16 lk=4,9,17";
+  const char* rotary = "kv_append b=3 hq=4 hkv=2 sn=3 sk=20 d=16 bf16 rotary=16 rotary_n=40 q_per_position lk=4,9,17";
+  for (const char* each : {line, rotary}) {
+    for (const int32_t value : {-1, 21, kHuge, kLowest}) {
+      expect_nothing_appended(each, [=](const auto& a) { return Poke{numbers(a.cache_seqlens) + 1, value}; },
+                              HEED_STATUS_BAD_LENGTH_K);
+    }
+    for (const int32_t value : {18, 20}) {
+      expect_nothing_appended(each, [=](const auto& a) { return Poke{numbers(a.cache_seqlens) + 1, value}; },
+                              HEED_STATUS_APPEND_PAST_CAPACITY);
+    }
+  }
+}
+
+TEST(BadData, AppendPagesRowsAndPadding) {
+  const char* paged = "kv_append b=3 hkv=2 sn=3 sk=48 d=16 page=16 lk=4,30,17 pages=shuffled";
+  for (const int32_t value : {-1, 9, kHuge, kLowest}) {
+    for (const int64_t page : {1, 2}) {  // 30, 31 | 32
+      expect_nothing_appended(paged,
+                              [=](const auto& a) {
+                                const int64_t at = a.page_table.stride[0] + page * a.page_table.stride[1];
+                                return Poke{numbers(a.page_table) + at, value};
+                              },
+                              HEED_STATUS_BAD_PAGE);
+    }
+  }
+  for (const int32_t value : {-1, 10, kHuge}) {
+    expect_nothing_appended("kv_append b=3 hkv=2 sn=3 sk=20 d=16 rotary=16 leftpad lk=4,9,17 lpad=1,2,3",
+                            [=](const auto& a) { return Poke{numbers(a.leftpad_k) + 1, value}; },
+                            HEED_STATUS_BAD_LENGTH_K);
+  }
+  for (const int32_t value : {-1, 5, kHuge}) {
+    expect_nothing_appended("kv_append b=3 hkv=2 sn=3 sk=20 d=16 cache_batch=5 lk=4,9,17",
+                            [=](const auto& a) { return Poke{numbers(a.cache_batch_idx) + 1, value}; },
+                            HEED_STATUS_BAD_PAGE);
+  }
+  for (const int32_t value : {-1, 18, kHuge}) {  // rows of cos and sin: 20
+    expect_nothing_appended("kv_append b=3 hkv=2 sn=3 sk=20 d=16 rotary=16 rotary_seqlens lk=4,9,17",
+                            [=](const auto& a) { return Poke{numbers(a.rotary_seqlens) + 1, value}; },
+                            HEED_STATUS_BAD_LENGTH_K);
+  }
+}
+
+}  // namespace
+}  // namespace heed

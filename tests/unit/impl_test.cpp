@@ -1,0 +1,117 @@
+// Every row of the registry times every problem of tests/problems that it accepts: right within the error bound,
+// nothing written outside, and the same bits whatever the threads, the order of tasks, the run or the workspace's
+// earlier contents.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <map>
+
+#include "base/machine.h"
+#include "ops/problem_line.h"
+#include "plan/registry.h"
+#include "unit/line_run.h"
+
+namespace heed {
+namespace {
+
+using testing::LineRun;
+using testing::RunStyle;
+using testing::TestExecutor;
+
+std::map<std::string, int> ran;  // row -> problems
+
+std::vector<std::string> problem_files() {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(HEED_SOURCE_DIR "/tests/problems")) {
+    names.push_back(entry.path().stem().string());
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+void run_line(const std::string& line) {
+  SCOPED_TRACE(line);
+  LineRun problem(line);
+  ASSERT_EQ(problem.error(), "");
+  TestExecutor reversed(3, false), threaded(2, true);
+  const std::vector<std::string> rows = problem.accepting();
+  ASSERT_EQ(problem.error(), "");
+  EXPECT_FALSE(rows.empty()) << "no row accepts it";
+  for (const std::string& row : rows) {
+    SCOPED_TRACE(row);
+    ++ran[row];
+    ASSERT_EQ(problem.run(row, {heed_executor_serial(), 1, 0xff}), "");
+    EXPECT_EQ(problem.judge(), "");
+    const std::vector<unsigned char> outputs = problem.outputs();
+    if (row.starts_with("ref/")) continue;  // one thread, no workspace: nothing more to vary
+    for (const RunStyle& style : {RunStyle{heed_executor_serial(), 1, 0x00}, RunStyle{&threaded.executor, 2, 0xff},
+                                  RunStyle{&reversed.executor, 3, 0x7f}}) {
+      ASSERT_EQ(problem.run(row, style), "");
+      EXPECT_TRUE(problem.outputs() == outputs)
+          << "other bits with " << style.threads << " threads, workspace of " << static_cast<int>(style.workspace_fill);
+    }
+  }
+}
+
+class ProblemFile : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ProblemFile, EveryRowIsRight) {
+  std::ifstream stream(std::string(HEED_SOURCE_DIR "/tests/problems/") + GetParam() + ".txt");
+  ASSERT_TRUE(stream.good());
+  ran.clear();
+  int lines = 0;
+  for (std::string line; std::getline(stream, line);) {
+    if (line.empty() || line[0] == '#') continue;
+    ++lines;
+    run_line(line);
+    if (HasFatalFailure()) return;
+  }
+  EXPECT_GT(lines, 10);
+  for (const auto& [row, problems] : ran) std::cout << "  " << row << ": " << problems << " problems\n";
+}
+
+INSTANTIATE_TEST_SUITE_P(All, ProblemFile, ::testing::ValuesIn(problem_files()),
+                         [](const auto& info) { return info.param; });
+
+// What the machine must offer for a row to run at all, by the row's name.
+bool machine_supports(std::string_view row) {
+  const CpuFacts& cpu = machine().cpu;
+  if (row.ends_with("_avx512_bf16")) return cpu.avx512_bf16;
+  if (row.ends_with("_avx512")) return cpu.avx512;
+  if (row.ends_with("_avx2")) return cpu.avx2;
+  if (row.ends_with("_neon")) return cpu.neon;
+  return true;
+}
+
+template <class Problem>
+void expect_rows_accept_something(const std::vector<std::string>& lines) {
+  for (const Impl<Problem>* impl : impls<Problem>()) {
+    int accepted = 0;
+    for (const std::string& line : lines) {
+      const Result<ProblemLine> parsed = parse_problem_line(line);
+      ASSERT_TRUE(parsed.ok()) << parsed.status().message();
+      const Problem* problem = std::get_if<Problem>(&parsed.value().problem);
+      if (problem != nullptr) accepted += impl->check(*problem, machine()).accepted;
+    }
+    std::cout << "  " << impl->name << ": accepts " << accepted << '\n';
+    EXPECT_EQ(accepted > 0, machine_supports(impl->name)) << impl->name;
+  }
+}
+
+TEST(Registry, EveryRowThatTheMachineSupportsRunsSomeProblem) {
+  std::vector<std::string> lines;
+  for (const std::string& file : problem_files()) {
+    std::ifstream stream(std::string(HEED_SOURCE_DIR "/tests/problems/") + file + ".txt");
+    for (std::string line; std::getline(stream, line);) {
+      if (!line.empty() && line[0] != '#') lines.push_back(line);
+    }
+  }
+  expect_rows_accept_something<AttentionProblem>(lines);
+  expect_rows_accept_something<KvAppendProblem>(lines);
+}
+
+}  // namespace
+}  // namespace heed
