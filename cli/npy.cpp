@@ -8,6 +8,8 @@
 #include <cstring>
 #include <optional>
 
+#include "input_file.h"
+
 namespace heed::cli {
 namespace {
 

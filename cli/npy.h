@@ -2,9 +2,11 @@
 // bfloat16 has no descriptor of its own: it is read and written as the two-byte void '<V2', as ml_dtypes does.
 #pragma once
 
-#include "tensor_file.h"
+#include "tensor.h"
 
 namespace heed::cli {
+
+class InputFile;
 
 struct NpyHeader {
   ElementType type = ElementType::kF32;

@@ -1,7 +1,7 @@
 // NumPy's .npz format: a zip archive with one .npy a tensor, stored or deflated. Read and written through libzip.
 #pragma once
 
-#include "tensor_file.h"
+#include "tensor.h"
 
 namespace heed::cli {
 

@@ -8,6 +8,8 @@
 #include <optional>
 #include <set>
 
+#include "input_file.h"
+
 namespace heed::cli {
 namespace {
 

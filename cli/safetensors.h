@@ -1,9 +1,11 @@
 // The safetensors format: eight bytes of header length, a JSON object name -> {dtype, shape, data_offsets}, the data.
 #pragma once
 
-#include "tensor_file.h"
+#include "tensor.h"
 
 namespace heed::cli {
+
+class InputFile;
 
 struct SafetensorsEntry {
   std::string dtype;           // as written: "BF16"; some that heed cannot use are legal in a file
