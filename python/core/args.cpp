@@ -2,6 +2,7 @@
 // lets go of the interpreter lock, so that one object may be changed by its owner while an earlier run goes on.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
@@ -153,10 +154,11 @@ void bind_common(nb::class_<PyArgs>& type) {
   type.def("__init__", [](PyArgs* self, const nb::kwargs& numbers) {
     new (self) PyArgs();
     nb::object object = nb::find(self);
+    nb::inst_mark_ready(object);  // its attributes can be set from here on
     for (auto [name, value] : numbers) nb::setattr(object, name, value);
   });
   type.def("set_tensor", &set_tensor<PyArgs>, nb::arg("name"), nb::arg("pointer"), nb::arg("dtype"), nb::arg("shape"),
-           nb::arg("strides") = nb::none(), "Strides in elements, None: contiguous. The caller owns the memory.");
+           nb::arg("strides").none() = nb::none(), "Strides in elements; None: contiguous.");
   type.def("set_pointer", [](PyArgs& self, const char* name, uintptr_t pointer) {
     tensor_of(self.get(), name).data = reinterpret_cast<void*>(pointer);
   }, nb::arg("name"), nb::arg("pointer"), "Other memory of the same dtype, shape and strides.");
@@ -257,11 +259,11 @@ void bind_attention_args(nb::module_& module) {
     heed_attention_args copy = self.get();
     call_unlocked([&] { return heed_attention_run(plan.get(), &copy); });
   }, nb::arg("plan"));
-  type.def("__call__", [](const AttentionArgs& self, const char* backend) {
+  type.def("__call__", [](const AttentionArgs& self, const BackendName& backend) {
     heed_attention_args copy = self.get();
     PlanOptions options(backend);
     call_unlocked([&] { return heed_attention(&copy, &options.options); });
-  }, nb::arg("backend") = nb::none(), "Problem, cached plan, workspace and run in one.");
+  }, nb::arg("backend").none() = nb::none(), "Problem, cached plan, workspace and run in one.");
 
   module.def("attention_run", [](const Plan& plan, const AttentionArgs& args, uintptr_t q, uintptr_t k, uintptr_t v,
                                  uintptr_t out, uintptr_t lse, uintptr_t workspace, size_t workspace_bytes) {
@@ -300,11 +302,11 @@ void bind_kv_append_args(nb::module_& module) {
     heed_kv_append_args copy = self.get();
     call_unlocked([&] { return heed_kv_append_run(plan.get(), &copy); });
   }, nb::arg("plan"));
-  type.def("__call__", [](const KvAppendArgs& self, const char* backend) {
+  type.def("__call__", [](const KvAppendArgs& self, const BackendName& backend) {
     heed_kv_append_args copy = self.get();
     PlanOptions options(backend);
     call_unlocked([&] { return heed_kv_append(&copy, &options.options); });
-  }, nb::arg("backend") = nb::none());
+  }, nb::arg("backend").none() = nb::none());
 }
 
 }  // namespace

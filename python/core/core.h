@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstddef>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -62,14 +63,17 @@ class Problem {
   const heed_problem* handle_ = nullptr;
 };
 
-struct PlanOptions {  // null name: the library chooses
-  explicit PlanOptions(const char* backend) : options{sizeof(heed_plan_options), backend} {}
+using BackendName = std::optional<std::string>;  // none: the library chooses
+
+struct PlanOptions {  // looks at the name, does not keep it
+  explicit PlanOptions(const BackendName& backend)
+      : options{sizeof(heed_plan_options), backend ? backend->c_str() : nullptr} {}
   heed_plan_options options;
 };
 
 class Plan {
  public:
-  Plan(const Problem& problem, const char* backend) {
+  Plan(const Problem& problem, const BackendName& backend) {
     PlanOptions options(backend);
     check(heed_plan_create(problem.get(), &options.options, &handle_));
   }

@@ -1,5 +1,6 @@
 // heed._core: errors, problems, plans, facts about the machine.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 
 #include <cstdlib>
@@ -66,7 +67,7 @@ void bind_errors(nb::module_& module) {
   });
 }
 
-nb::list verdicts(const Problem& problem, const char* backend) {
+nb::list verdicts(const Problem& problem, const BackendName& backend) {
   PlanOptions options(backend);
   nb::list rows;
   const int32_t count = heed_verdict_count(problem.get());
@@ -85,7 +86,7 @@ nb::list verdicts(const Problem& problem, const char* backend) {
   return rows;
 }
 
-std::string explain(const Problem& problem, const char* backend) {
+std::string explain(const Problem& problem, const BackendName& backend) {
   PlanOptions options(backend);
   return text_of([&](char* buffer, size_t bytes, size_t* needed) {
     return heed_explain(problem.get(), &options.options, buffer, bytes, needed);
@@ -103,11 +104,11 @@ void bind_problem_and_plan(nb::module_& module) {
       .def_prop_ro("op", [](const Problem& problem) { return heed_problem_op(problem.get()); })
       .def_prop_ro("flops", [](const Problem& problem) { return heed_problem_flops(problem.get()); })
       .def_prop_ro("bytes", [](const Problem& problem) { return heed_problem_bytes(problem.get()); })
-      .def("verdicts", &verdicts, nb::arg("backend") = nb::none(), "What every implementation says of it.")
-      .def("explain", &explain, nb::arg("backend") = nb::none(), "As text: verdicts, the choice, its steps.");
+      .def("verdicts", &verdicts, nb::arg("backend").none() = nb::none(), "What every implementation says of it.")
+      .def("explain", &explain, nb::arg("backend").none() = nb::none(), "As text: verdicts, the choice, its steps.");
 
   nb::class_<Plan>(module, "Plan", "How a problem will be done. Immutable; any number of threads may run it at once.")
-      .def(nb::init<const Problem&, const char*>(), nb::arg("problem"), nb::arg("backend") = nb::none())
+      .def(nb::init<const Problem&, const BackendName&>(), nb::arg("problem"), nb::arg("backend").none() = nb::none())
       .def("__str__", [](const Plan& plan) {
         return text_of([&](char* buffer, size_t bytes, size_t* needed) {
           return heed_plan_print(plan.get(), buffer, bytes, needed);
