@@ -40,6 +40,10 @@ void add_rows(const Real* a, const int64_t* rows, int64_t n, const Real* x, int6
   }
 }
 
+void raise(double& largest, double x) {
+  if (std::isfinite(x)) largest = std::max(largest, std::fabs(x));
+}
+
 int64_t floor_div(int64_t a, int64_t b) { return a / b - (a % b != 0 && (a < 0) != (b < 0)); }
 
 int64_t count(const std::array<int64_t, 4>& shape) { return shape[0] * shape[1] * shape[2] * shape[3]; }
@@ -76,13 +80,12 @@ void AttentionRows<Real>::widen(Slot slot, const void* data, int64_t width, std:
   const Dtype dtype = slot_dtype(problem_, slot);
   rows.resize(num_keys * width);
   columns.resize(num_keys * width);
-  largest = 0;
   for (int64_t j = 0; j < num_keys; ++j) {
     const int64_t first = key_offset(problem_, sequence_, slot, hkv_, j);
     for (int64_t d = 0; d < width; ++d) {
       const double x = load_as_double(data, dtype, first + d);
       rows[j * width + d] = columns[d * num_keys + j] = static_cast<Real>(x);
-      if (std::isfinite(x)) largest = std::max(largest, std::fabs(x));
+      raise(largest, x);
     }
   }
 }
@@ -91,8 +94,8 @@ template <class Real>
 void AttentionRows<Real>::select(const Sequence& sequence, int64_t hkv) {
   sequence_ = sequence;
   hkv_ = hkv;
-  widen(Slot::kK, args_.k, problem_.head_dim, k_, kt_, max_k_);
-  widen(Slot::kV, args_.v, problem_.head_dim_v, v_, vt_, max_v_);
+  widen(Slot::kK, args_.k, problem_.head_dim, k_, kt_, magnitudes_.k);
+  widen(Slot::kV, args_.v, problem_.head_dim_v, v_, vt_, magnitudes_.v);
   if (problem_.pass == Pass::kBackward) {
     dk_.assign(k_.size(), Real{0});
     dv_.assign(v_.size(), Real{0});
@@ -272,6 +275,7 @@ void AttentionRows<Real>::backward(int64_t h, int64_t i, Real* dq, SummedGradien
                                                               row_offset(p, sequence_, Slot::kDlse, h, i)))
                            : Real{0};
   for (const int64_t j : shown_) ds_[j] = p_[j] * (dp_[j] - delta + dlse);
+  note_magnitudes(i, row.sink, delta, dlse);
   add_sums(h, i, row.sink * (dlse - delta), sums);
 
   for (const int64_t j : shown_) ds_[j] = rounded(p.softcap ? ds_[j] * cap_slope_[j] : ds_[j]);  // now dX
@@ -288,6 +292,19 @@ void AttentionRows<Real>::backward(int64_t h, int64_t i, Real* dq, SummedGradien
     Real* __restrict dv = dv_.data() + j * d_v;
     for (int64_t d = 0; d < d_v; ++d) dv[d] += weight * dout_[d];
   }
+}
+
+template <class Real>
+void AttentionRows<Real>::note_magnitudes(int64_t i, Real sink, Real delta, Real dlse) {
+  const Real rest = std::fabs(delta) + std::fabs(dlse);
+  for (const Real x : q_) raise(magnitudes_.q, x);
+  for (const Real x : dout_) raise(magnitudes_.dout, x);
+  for (const int64_t j : shown_) raise(magnitudes_.ds, p_[j] * (std::fabs(dp_[j]) + rest));
+  raise(magnitudes_.dsink, sink * rest);
+  if (shown_.empty()) return;
+  const int64_t position = i + sequence_.offset;
+  raise(magnitudes_.distance, static_cast<double>(std::abs(position - shown_.front())));
+  raise(magnitudes_.distance, static_cast<double>(std::abs(position - shown_.back())));
 }
 
 template <class Real>
@@ -353,8 +370,9 @@ void for_each_group(const AttentionProblem& p, const AttentionArgs& a, Attention
   }
 }
 
-Status run_forward(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>&, const AttentionArgs& a) {
-  const AttentionProblem& p = plan.problem;
+}  // namespace
+
+void attention_forward(const AttentionProblem& p, const AttentionArgs& a) {
   fill(p, Slot::kOut, a.out, 0.0);  // what no row writes: padding, places between sequences, bad sequences
   if (p.lse) fill(p, Slot::kLse, a.lse, -std::numeric_limits<double>::infinity());
   AttentionRows<double> rows(p, a);
@@ -368,11 +386,9 @@ Status run_forward(const Plan<AttentionProblem>& plan, const Step<AttentionProbl
       }
     }
   });
-  return {};
 }
 
-Status run_backward(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>&, const AttentionArgs& a) {
-  const AttentionProblem& p = plan.problem;
+void attention_backward(const AttentionProblem& p, const AttentionArgs& a) {
   if (p.dq) fill(p, Slot::kDq, a.dq, 0.0);
   if (p.dk) fill(p, Slot::kDk, a.dk, 0.0);
   if (p.dv) fill(p, Slot::kDv, a.dv, 0.0);
@@ -399,6 +415,13 @@ Status run_backward(const Plan<AttentionProblem>& plan, const Step<AttentionProb
   const Dtype vector_dtype = p.out_dtype == Dtype::kF64 ? Dtype::kF64 : Dtype::kF32;
   for (size_t n = 0; n < sums.dsinks.size(); ++n) store_from_double(a.dsinks, vector_dtype, n, sums.dsinks[n]);
   for (size_t n = 0; n < sums.dalibi.size(); ++n) store_from_double(a.dalibi_slopes, vector_dtype, n, sums.dalibi[n]);
+}
+
+namespace {
+
+template <void (*kPass)(const AttentionProblem&, const AttentionArgs&)>
+Status run(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>&, const AttentionArgs& args) {
+  kPass(plan.problem, args);
   return {};
 }
 
@@ -409,7 +432,7 @@ double cost_us(const AttentionProblem& p, const Machine&) { return flops(p) / 1e
 Status prepare(const AttentionProblem& p, const Machine&, Plan<AttentionProblem>& plan) {
   Step<AttentionProblem> step;
   step.kernel = p.pass == Pass::kForward ? "attention forward, f64" : "attention backward, f64";
-  step.run = p.pass == Pass::kForward ? run_forward : run_backward;
+  step.run = p.pass == Pass::kForward ? run<attention_forward> : run<attention_backward>;
   step.grid = p.batch * p.nheads_kv;
   plan.steps.push_back(std::move(step));
   return {};
@@ -423,7 +446,11 @@ namespace heed {
 
 extern const Impl<AttentionProblem> kRefAttention;
 const Impl<AttentionProblem> kRefAttention = {
-    "ref/attention", "the textbook in double precision, forward and backward: what results are judged against", true,
-    ref::check, ref::cost_us, ref::prepare};
+    "ref/attention",
+    "the textbook in double precision, forward and backward: what results are judged against",
+    true,
+    ref::check,
+    ref::cost_us,
+    ref::prepare};
 
 }  // namespace heed

@@ -14,13 +14,13 @@ namespace heed::ref {
 // has status bits and neither rows nor keys.
 struct Sequence {
   int64_t b = 0;
-  int32_t status = 0;               // HEED_STATUS_* bits
-  int64_t num_rows = 0;             // query i in [0, num_rows) is row first_row + i of q
-  int64_t num_keys = 0;             // key j in [0, num_keys) is key first_key + j of the sequence's memory
+  int32_t status = 0;  // HEED_STATUS_* bits
+  int64_t num_rows = 0;  // query i in [0, num_rows) is row first_row + i of q
+  int64_t num_keys = 0;  // key j in [0, num_keys) is key first_key + j of the sequence's memory
   int64_t q_batch = 0, first_row = 0;
   int64_t kv_batch = 0, first_key = 0;
-  const int32_t* pages = nullptr;   // this sequence's row of the page table
-  int64_t offset = 0;               // query i stands at position i + offset
+  const int32_t* pages = nullptr;  // this sequence's row of the page table
+  int64_t offset = 0;  // query i stands at position i + offset
 };
 Sequence sequence_of(const AttentionProblem& problem, const AttentionArgs& args, int64_t b);
 
@@ -32,10 +32,18 @@ int64_t row_offset(const AttentionProblem& problem, const Sequence& sequence, Sl
 // Gradients that are sums over many rows, in a fixed order: sequences, then kv heads, query heads, rows, keys.
 template <class Real>
 struct SummedGradients {
-  std::vector<Real> dbias;          // slot_shape(kBias), row-major
-  std::vector<Real> dsinks;         // [nheads_q]
-  std::vector<Real> dalibi;         // [batch or 1][nheads_q]
+  std::vector<Real> dbias;  // slot_shape(kBias), row-major
+  std::vector<Real> dsinks;  // [nheads_q]
+  std::vector<Real> dalibi;  // [batch or 1][nheads_q]
   explicit SummedGradients(const AttentionProblem& problem);
+};
+
+// Largest magnitudes among finite numbers: what the small terms of the error bound scale with.
+struct Magnitudes {
+  double q = 0, k = 0, v = 0, dout = 0;
+  double ds = 0;  // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
+  double dsink = 0;  // P_i,sink (|delta_i| + |dlse_i|)
+  double distance = 0;  // |p - j|
 };
 
 // The rows of one sequence that read one kv head.
@@ -58,15 +66,14 @@ class AttentionRows {
 
   const Real* dk(int64_t j) const { return dk_.data() + j * problem_.head_dim; }
   const Real* dv(int64_t j) const { return dv_.data() + j * problem_.head_dim_v; }
-  // Largest magnitude among finite values: what the error bound's small terms scale with.
-  double max_k() const { return max_k_; }
-  double max_v() const { return max_v_; }
+  // Of all rows so far.
+  const Magnitudes& magnitudes() const { return magnitudes_; }
 
  private:
   struct Softmax {
     Real lse;
-    Real sink;                      // the sink's share of the row
-    bool poisoned;                  // a score is +inf or NaN: so is the row NaN
+    Real sink;  // the sink's share of the row
+    bool poisoned;  // a score is +inf or NaN: so is the row NaN
   };
 
   void widen(Slot slot, const void* data, int64_t head_dim, std::vector<Real>& rows, std::vector<Real>& columns,
@@ -79,6 +86,7 @@ class AttentionRows {
   void draw_dropout(int64_t h, int64_t i);
   Real rounded(Real x) const;
   Real row_delta(int64_t h, int64_t i);
+  void note_magnitudes(int64_t i, Real sink, Real delta, Real dlse);
   void add_sums(int64_t h, int64_t i, Real dsink, SummedGradients<Real>& sums) const;
 
   const AttentionProblem& problem_;
@@ -86,25 +94,29 @@ class AttentionRows {
   Sequence sequence_;
   int64_t hkv_ = 0;
   Real scale_, softcap_, keep_scale_;
-  uint64_t keep_below_;             // a key whose word is below this is kept
-  double max_k_ = 0, max_v_ = 0;
+  uint64_t keep_below_;  // a key whose word is below this is kept
+  Magnitudes magnitudes_;
 
-  std::vector<Real> k_, v_;         // [num_keys][head_dim], [num_keys][head_dim_v]
-  std::vector<Real> kt_, vt_;       // their transposes: scores then run along keys
+  std::vector<Real> k_, v_;  // [num_keys][head_dim], [num_keys][head_dim_v]
+  std::vector<Real> kt_, vt_;  // their transposes: scores then run along keys
   std::vector<Real> dk_, dv_;
 
   // Of the current row.
-  int64_t begin_ = 0, end_ = 0;     // keys that causal, window, chunk and lengths leave
+  int64_t begin_ = 0, end_ = 0;  // keys that causal, window, chunk and lengths leave
   std::vector<Real> q_, dout_, out_;
-  std::vector<Real> s_;             // scores; -inf: hidden
-  std::vector<Real> cap_slope_;     // d score / d (softmax_scale * dot)
-  std::vector<Real> p_;             // probabilities before dropout
+  std::vector<Real> s_;  // scores; -inf: hidden
+  std::vector<Real> cap_slope_;  // d score / d (softmax_scale * dot)
+  std::vector<Real> p_;  // probabilities before dropout
   std::vector<uint8_t> kept_;
-  std::vector<int64_t> shown_;      // keys that are not hidden
-  std::vector<int64_t> summed_;     // of those, the ones that dropout keeps
-  std::vector<int64_t> dims_;       // 0, 1, ...
+  std::vector<int64_t> shown_;  // keys that are not hidden
+  std::vector<int64_t> summed_;  // of those, the ones that dropout keeps
+  std::vector<int64_t> dims_;  // 0, 1, ...
   std::vector<Real> dp_, ds_;
 };
+
+// What row "ref/attention" of the registry runs. Unlike a backend's, these allocate.
+void attention_forward(const AttentionProblem& problem, const AttentionArgs& args);  // out, lse, status
+void attention_backward(const AttentionProblem& problem, const AttentionArgs& args);  // gradients, status
 
 extern template class AttentionRows<double>;
 extern template class AttentionRows<float>;

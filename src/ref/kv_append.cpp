@@ -2,7 +2,10 @@
 // a cache; queries are turned into q_out. Rotary of the pair (x, y) at position n, in double precision, rounded once:
 //   x' = x cos[n][r] - y sin[n][r]      y' = x sin[n][r] + y cos[n][r]
 // Pair r of rotary_dim elements is (r, r + rotary_dim/2) in the half style, (2r, 2r + 1) in the interleaved one.
+#include "ref/kv_append.h"
+
 #include <algorithm>
+#include <cstring>
 #include <vector>
 
 #include "plan/impl.h"
@@ -11,17 +14,6 @@ namespace heed::ref {
 namespace {
 
 bool in_range(int64_t value, int64_t low, int64_t high) { return value >= low && value <= high; }
-
-// What one sequence of the batch appends, and where.
-struct Append {
-  int64_t b = 0;
-  int32_t status = 0;
-  int64_t num_rows = 0, num_new = 0;      // queries, new keys
-  int64_t first_row = 0, first_new = 0;   // their places in q and k_new
-  int64_t cache_row = 0;
-  int64_t start = 0;                      // place in the cache row of the first new key
-  int64_t position = 0;                   // its rotary position
-};
 
 struct Rows {
   bool good;
@@ -53,13 +45,15 @@ bool rotary_rows_good(const KvAppendProblem& p, const Append& s) {
   return last < 0 || (s.position >= 0 && s.position + last < p.rotary_rows);
 }
 
+}  // namespace
+
 Append append_of(const KvAppendProblem& p, const KvAppendArgs& a, int64_t b) {
   Append s;
   s.b = b;
-  const Rows queries = p.has_q() ? rows_of(p.packed() ? a.cu_seqlens_q : nullptr, p.total_q, p.seqlen_q, b)
-                                 : Rows{true, 0, 0};
-  const Rows keys = p.append ? rows_of(p.packed() ? a.cu_seqlens_new : nullptr, p.total_new, p.seqlen_new, b)
-                             : Rows{true, 0, 0};
+  const Rows queries =
+      p.has_q() ? rows_of(p.packed() ? a.cu_seqlens_q : nullptr, p.total_q, p.seqlen_q, b) : Rows{true, 0, 0};
+  const Rows keys =
+      p.append ? rows_of(p.packed() ? a.cu_seqlens_new : nullptr, p.total_new, p.seqlen_new, b) : Rows{true, 0, 0};
   const int64_t leftpad = p.leftpad ? a.leftpad_k[b] : 0;
   s.start = a.cache_seqlens[b];
   s.position = p.rotary_seqlens ? a.rotary_seqlens[b] : s.start - leftpad;
@@ -77,45 +71,65 @@ Append append_of(const KvAppendProblem& p, const KvAppendArgs& a, int64_t b) {
   return s;
 }
 
+int64_t cache_index(const KvAppendProblem& p, const KvAppendArgs& a, const Append& s, int64_t key) {
+  return p.paged() ? page_of(p, a, s, key) : s.cache_row;
+}
+
 int64_t cache_offset(const KvAppendProblem& p, const KvAppendArgs& a, const Append& s, KvSlot slot, int64_t hkv,
                      int64_t key) {
   const auto& stride = p.strides(slot);
-  if (!p.paged()) return s.cache_row * stride[0] + hkv * stride[1] + key * stride[2];
-  return page_of(p, a, s, key) * stride[0] + hkv * stride[1] + key % p.page_size * stride[2];
+  const int64_t place = p.paged() ? key % p.page_size : key;
+  return cache_index(p, a, s, key) * stride[0] + hkv * stride[1] + place * stride[2];
 }
 
-// Element (row, 0) of head h in k_new, v_new, q or q_out.
 int64_t row_offset(const KvAppendProblem& p, const Append& s, KvSlot slot, int64_t h, int64_t row) {
   const auto& stride = p.strides(slot);
   return (p.packed() ? 0 : s.b * stride[0]) + h * stride[1] + row * stride[2];
 }
 
-// to[0, width) = from[0, width), the first rotary_dim of them turned to `position`. The two may be the same memory.
-void copy_row(const KvAppendProblem& p, const KvAppendArgs& a, const void* from, int64_t from_offset, void* to,
-              int64_t to_offset, int64_t width, int64_t position, bool turned) {
-  std::vector<double> row(width);
-  for (int64_t d = 0; d < width; ++d) row[d] = load_as_double(from, p.dtype, from_offset + d);
-  const int64_t pairs = turned ? p.rotary_dim / 2 : 0;
+template <class Real>
+void turned_row(const KvAppendProblem& p, const KvAppendArgs& a, const void* from, int64_t offset, int64_t position,
+                std::vector<Real>& row) {
+  for (size_t d = 0; d < row.size(); ++d) row[d] = static_cast<Real>(load_as_double(from, p.dtype, offset + d));
+  const int64_t pairs = p.rotary_dim / 2;
   for (int64_t r = 0; r < pairs; ++r) {
-    const double c = load_as_double(a.rotary_cos, p.rotary_dtype, position * p.strides(KvSlot::kCos)[2] + r);
-    const double s = load_as_double(a.rotary_sin, p.rotary_dtype, position * p.strides(KvSlot::kSin)[2] + r);
+    const auto c =
+        static_cast<Real>(load_as_double(a.rotary_cos, p.rotary_dtype, position * p.strides(KvSlot::kCos)[2] + r));
+    const auto s =
+        static_cast<Real>(load_as_double(a.rotary_sin, p.rotary_dtype, position * p.strides(KvSlot::kSin)[2] + r));
     const bool half = p.rotary_style == RotaryStyle::kHalf;
-    double& x = row[half ? r : 2 * r];
-    double& y = row[half ? r + pairs : 2 * r + 1];
-    const double x_turned = x * c - y * s;
+    Real& x = row[half ? r : 2 * r];
+    Real& y = row[half ? r + pairs : 2 * r + 1];
+    const Real x_turned = x * c - y * s;
     y = x * s + y * c;
     x = x_turned;
   }
-  for (int64_t d = 0; d < width; ++d) store_from_double(to, p.dtype, to_offset + d, row[d]);
+}
+
+template void turned_row(const KvAppendProblem&, const KvAppendArgs&, const void*, int64_t, int64_t,
+                         std::vector<double>&);
+template void turned_row(const KvAppendProblem&, const KvAppendArgs&, const void*, int64_t, int64_t,
+                         std::vector<float>&);
+
+namespace {
+
+void store_turned(const KvAppendProblem& p, const KvAppendArgs& a, const void* from, int64_t from_offset, void* to,
+                  int64_t to_offset, int64_t position) {
+  std::vector<double> row(p.head_dim);
+  turned_row(p, a, from, from_offset, position, row);
+  for (int64_t d = 0; d < p.head_dim; ++d) store_from_double(to, p.dtype, to_offset + d, row[d]);
 }
 
 void append_keys(const KvAppendProblem& p, const KvAppendArgs& a, const Append& s) {
+  const int64_t v_bytes = p.head_dim_v * dtype_bytes(p.dtype);
   for (int64_t hkv = 0; hkv < p.nheads_kv; ++hkv) {
     for (int64_t t = 0; t < s.num_new; ++t) {
-      copy_row(p, a, a.k_new, row_offset(p, s, KvSlot::kKNew, hkv, s.first_new + t), a.k_cache,
-               cache_offset(p, a, s, KvSlot::kKCache, hkv, s.start + t), p.head_dim, s.position + t, p.rotary());
-      copy_row(p, a, a.v_new, row_offset(p, s, KvSlot::kVNew, hkv, s.first_new + t), a.v_cache,
-               cache_offset(p, a, s, KvSlot::kVCache, hkv, s.start + t), p.head_dim_v, 0, false);
+      store_turned(p, a, a.k_new, row_offset(p, s, KvSlot::kKNew, hkv, s.first_new + t), a.k_cache,
+                   cache_offset(p, a, s, KvSlot::kKCache, hkv, s.start + t), s.position + t);
+      const int64_t from = row_offset(p, s, KvSlot::kVNew, hkv, s.first_new + t);
+      const int64_t to = cache_offset(p, a, s, KvSlot::kVCache, hkv, s.start + t);
+      std::memcpy(static_cast<char*>(a.v_cache) + to * dtype_bytes(p.dtype),
+                  static_cast<const char*>(a.v_new) + from * dtype_bytes(p.dtype), v_bytes);
     }
   }
 }
@@ -123,9 +137,8 @@ void append_keys(const KvAppendProblem& p, const KvAppendArgs& a, const Append& 
 void turn_queries(const KvAppendProblem& p, const KvAppendArgs& a, const Append& s) {
   for (int64_t h = 0; h < p.nheads_q; ++h) {
     for (int64_t i = 0; i < s.num_rows; ++i) {
-      copy_row(p, a, a.q, row_offset(p, s, KvSlot::kQ, h, s.first_row + i), a.q_out,
-               row_offset(p, s, KvSlot::kQOut, h, s.first_row + i), p.head_dim,
-               s.position + (p.q_per_position ? i : 0), p.rotary());
+      store_turned(p, a, a.q, row_offset(p, s, KvSlot::kQ, h, s.first_row + i), a.q_out,
+                   row_offset(p, s, KvSlot::kQOut, h, s.first_row + i), s.position + (p.q_per_position ? i : 0));
     }
   }
 }
@@ -149,8 +162,9 @@ void zero_other_rows(const KvAppendProblem& p, const KvAppendArgs& a, const std:
   }
 }
 
-Status run(const Plan<KvAppendProblem>& plan, const Step<KvAppendProblem>&, const KvAppendArgs& a) {
-  const KvAppendProblem& p = plan.problem;
+}  // namespace
+
+void kv_append(const KvAppendProblem& p, const KvAppendArgs& a) {
   std::vector<Append> appends;
   for (int64_t b = 0; b < p.batch; ++b) {
     appends.push_back(append_of(p, a, b));
@@ -160,6 +174,12 @@ Status run(const Plan<KvAppendProblem>& plan, const Step<KvAppendProblem>&, cons
     if (p.has_q()) turn_queries(p, a, s);
   }
   if (p.has_q()) zero_other_rows(p, a, appends);
+}
+
+namespace {
+
+Status run(const Plan<KvAppendProblem>& plan, const Step<KvAppendProblem>&, const KvAppendArgs& args) {
+  kv_append(plan.problem, args);
   return {};
 }
 
@@ -182,8 +202,11 @@ Status prepare(const KvAppendProblem& p, const Machine&, Plan<KvAppendProblem>& 
 namespace heed {
 
 extern const Impl<KvAppendProblem> kRefKvAppend;
-const Impl<KvAppendProblem> kRefKvAppend = {
-    "ref/kv_append", "the textbook of the cache append: what results are judged against", true, ref::check,
-    ref::cost_us, ref::prepare};
+const Impl<KvAppendProblem> kRefKvAppend = {"ref/kv_append",
+                                            "the textbook of the cache append: what results are judged against",
+                                            true,
+                                            ref::check,
+                                            ref::cost_us,
+                                            ref::prepare};
 
 }  // namespace heed

@@ -49,12 +49,12 @@ Sequence sequence_of(const AttentionProblem& p, const AttentionArgs& a, int64_t 
   s.q_batch = p.packed_q() ? 0 : b;
   s.kv_batch = p.packed_k() ? 0 : b;
 
-  const Span rows = span_of(p.packed_q() ? a.cu_seqlens_q : nullptr, p.total_q, p.seqlen_q,
-                            p.used_q ? a.seqused_q : nullptr, b);
+  const Span rows =
+      span_of(p.packed_q() ? a.cu_seqlens_q : nullptr, p.total_q, p.seqlen_q, p.used_q ? a.seqused_q : nullptr, b);
   if (!rows.good || past_extent(p, kDimI, rows.length, p.seqlen_q)) s.status |= kBadLengthQ;
 
-  const Span keys = span_of(p.packed_k() ? a.cu_seqlens_k : nullptr, p.total_k, p.seqlen_k,
-                            p.used_k ? a.seqused_k : nullptr, b);
+  const Span keys =
+      span_of(p.packed_k() ? a.cu_seqlens_k : nullptr, p.total_k, p.seqlen_k, p.used_k ? a.seqused_k : nullptr, b);
   const int64_t leftpad = p.leftpad ? a.leftpad_k[b] : 0;
   s.first_key = keys.first + leftpad;
   s.num_keys = keys.length - leftpad;

@@ -1,0 +1,124 @@
+#include "check/guarded_tensor.h"
+
+#include <cstring>
+
+#include "base/format.h"
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
+namespace heed::check {
+namespace {
+
+constexpr int64_t kGuardBytes = 128;
+constexpr int64_t kMaxAlign = 128;
+constexpr unsigned char kPoison = 0xff;        // all ones is NaN in every float dtype, -1 in i32
+constexpr unsigned char kGuardPattern = 0xa5;  // around outputs: NaN there would hide a NaN written
+
+int64_t count(const std::array<int64_t, 4>& shape) { return shape[0] * shape[1] * shape[2] * shape[3]; }
+
+}  // namespace
+
+GuardedTensor::GuardedTensor(std::string name, Dtype dtype, const std::array<int64_t, 4>& shape,
+                             const std::array<int64_t, 4>& stride, int64_t align, Role role)
+    : name_(std::move(name)),
+      dtype_(dtype),
+      shape_(shape),
+      stride_(stride),
+      role_(role),
+      pattern_(role == Role::kInput ? kPoison : kGuardPattern) {
+  const int64_t elements = count(shape);
+  if (elements > 0) {
+    span_ = 1;
+    for (int dim = 0; dim < 4; ++dim) span_ += (shape[dim] - 1) * stride[dim];
+  }
+  gapless_ = span_ <= elements;
+  const int64_t bytes = span_ * dtype_bytes(dtype);
+  storage_.assign(bytes + 2 * kGuardBytes + 2 * kMaxAlign, pattern_);
+  const auto address = reinterpret_cast<uintptr_t>(storage_.data()) + kGuardBytes;
+  const uintptr_t aligned = (address + kMaxAlign - 1) / kMaxAlign * kMaxAlign + (align < kMaxAlign ? align : 0);
+  base_ = storage_.data() + (aligned - reinterpret_cast<uintptr_t>(storage_.data()));
+  if (!gapless_) {
+    element_.assign(span_, false);
+    for_each_element(*this,
+                     [&](int64_t, int64_t offset, int64_t, int64_t, int64_t, int64_t) { element_[offset] = true; });
+  }
+  if (role == Role::kOutput) poison();
+  guard_reads(true);
+}
+
+GuardedTensor::~GuardedTensor() { guard_reads(false); }
+
+void GuardedTensor::guard_reads([[maybe_unused]] bool on) const {
+#if defined(__SANITIZE_ADDRESS__)
+  const unsigned char* const end = base_ + span_ * dtype_bytes(dtype_);
+  const unsigned char* const storage_end = storage_.data() + storage_.size();
+  if (on) {
+    ASAN_POISON_MEMORY_REGION(storage_.data(), base_ - storage_.data());
+    ASAN_POISON_MEMORY_REGION(end, storage_end - end);
+  } else {
+    ASAN_UNPOISON_MEMORY_REGION(storage_.data(), storage_.size());
+  }
+#endif
+}
+
+uint64_t GuardedTensor::checksum() const {
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a, eight bytes a step
+  size_t i = 0;
+  for (; i + 8 <= storage_.size(); i += 8) {
+    uint64_t word;
+    std::memcpy(&word, storage_.data() + i, 8);
+    hash = (hash ^ word) * 0x100000001b3u;
+  }
+  for (; i < storage_.size(); ++i) hash = (hash ^ storage_[i]) * 0x100000001b3u;
+  return hash;
+}
+
+void GuardedTensor::seal() {
+  guard_reads(false);
+  sealed_ = checksum();
+  if (role_ == Role::kUpdated) initial_ = storage_;
+  guard_reads(true);
+}
+
+void GuardedTensor::poison() {
+  const int64_t width = dtype_bytes(dtype_);
+  if (role_ == Role::kUpdated && !initial_.empty()) {
+    const int64_t first = base_ - storage_.data();
+    std::memcpy(base_, initial_.data() + first, span_ * width);
+  }
+  if (role_ != Role::kOutput) return;
+  if (gapless_) {
+    std::memset(base_, kPoison, span_ * width);
+    return;
+  }
+  for (int64_t n = 0; n < span_; ++n) {
+    if (element_[n]) std::memset(base_ + n * width, kPoison, width);
+  }
+}
+
+Status GuardedTensor::check() const {
+  guard_reads(false);
+  Status status;
+  const int64_t width = dtype_bytes(dtype_), before = base_ - storage_.data();
+  if (role_ == Role::kInput) {
+    if (checksum() != sealed_)
+      status = invalid_argument(heed::format("{}: an input, or memory beside it, changed", name_));
+  } else {
+    for (int64_t i = 0; i < static_cast<int64_t>(storage_.size()) && status.ok(); ++i) {
+      const int64_t byte = i - before;
+      if (byte >= 0 && byte < span_ * width && is_element(byte / width)) continue;
+      if (storage_[i] == pattern_) continue;
+      status =
+          invalid_argument(heed::format("{}: byte {} from its first element, which is {}, was written", name_, byte,
+                                        byte < 0                ? "before the tensor"
+                                        : byte >= span_ * width ? "past its end"
+                                                                : "in a gap between its elements"));
+    }
+  }
+  guard_reads(true);
+  return status;
+}
+
+}  // namespace heed::check
