@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import re
+import resource
 import shlex
 import statistics
 import sys
@@ -137,31 +138,47 @@ def prepare(group, implementations, notes):
     return contenders, tensors
 
 
-def one_sample(contender, estimate, settle):
-    """Seconds per call. The pause lets the workers of whoever ran before stop spinning."""
-    torch.set_num_threads(contender.threads)
-    time.sleep(settle)
-    if estimate < LONG_SECONDS:
-        contender.run()
+def undisturbed(take, settle):
+    """(take(), preempted): taken again, twice at most, if someone else was given one of our cores meanwhile."""
+    for _ in range(3):
+        time.sleep(settle)  # the workers of whoever ran before stop spinning
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        value = take()
+        if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before:
+            return value, False
+    return value, True
+
+
+def sample_of(contender, estimate):
+    """A function that takes one sample: seconds per call."""
     calls = max(1, min(1000, round(SAMPLE_SECONDS / estimate)))
-    begin = time.perf_counter()
-    for _ in range(calls):
-        contender.run()
-    return (time.perf_counter() - begin) / calls
+
+    def take():
+        if estimate < LONG_SECONDS:
+            contender.run()
+        begin = time.perf_counter()
+        for _ in range(calls):
+            contender.run()
+        return (time.perf_counter() - begin) / calls
+    return take
 
 
-def ceiling_sample(group, probe, threads, tensors):
-    """GFLOP/s of multiply-adds, or GB/s of reading the same keys and values."""
+def ceiling_of(group, probe, threads, tensors):
+    """A function that takes one sample: GFLOP/s of multiply-adds, or GB/s of reading the same keys and values."""
     if group.ceiling == "fma":
-        return probe.gflops(threads)
+        return lambda: probe.gflops(threads)
     (values,) = tensors.values()
     ranges = [(t.data_ptr(), t.nbytes) for t in (values.k, values.v)]
-    probe.read_seconds(threads, ranges)
-    return sum(size for _, size in ranges) / probe.read_seconds(threads, ranges) / 1e9
+
+    def read():
+        probe.read_seconds(threads, ranges)
+        return sum(size for _, size in ranges) / probe.read_seconds(threads, ranges) / 1e9
+    return read
 
 
 def measure(group, contenders, tensors, probe, samples):
-    """Samples of every contender and of the ceiling per thread count, taken in turn, and the others' load meanwhile."""
+    """Samples of every contender and of the ceiling per thread count, taken in turn, and the others' load meanwhile: a
+    sample is (seconds, preempted)."""
     threads = sorted({contender.threads for contender in contenders})
     settle = 0.006 if max(threads) > 1 else 0.001
     estimates = []
@@ -172,26 +189,31 @@ def measure(group, contenders, tensors, probe, samples):
         estimates.append(max(time.perf_counter() - begin, 1e-7))
     seconds = [[] for _ in contenders]
     ceilings = {n: [] for n in threads}
+    take_ceiling = {n: ceiling_of(group, probe, n, tensors) for n in threads}
+    take = [sample_of(*pair) for pair in zip(contenders, estimates)]
     load = OtherLoad()
     for _ in range(samples):
         for n in threads:
-            time.sleep(settle)
-            ceilings[n].append(ceiling_sample(group, probe, n, tensors))
+            ceilings[n].append(undisturbed(take_ceiling[n], settle)[0])
         for i, contender in enumerate(contenders):
-            seconds[i].append(one_sample(contender, estimates[i], settle))
+            torch.set_num_threads(contender.threads)
+            seconds[i].append(undisturbed(take[i], settle))
     return seconds, {n: statistics.median(values) for n, values in ceilings.items()}, load.share()
 
 
 def rows_of(group, contenders, seconds, ceilings, load):
     rows = []
-    for contender, samples in zip(contenders, seconds):
+    for contender, taken in zip(contenders, seconds):
+        samples = [sample for sample, _ in taken]
         case, median = contender.case, statistics.median(samples)
         rows.append({
             "problem": case.line, "peer": contender.peer, "impl": contender.impl or contender.peer,
             "threads": contender.threads,
             "median_us": median * 1e6, "p10_us": quantile(samples, 0.1) * 1e6, "p90_us": quantile(samples, 0.9) * 1e6,
             "gflops": case.flops / median / 1e9, "gbs": case.bytes / median / 1e9,
-            "samples": len(samples), "group": group.name, "other_load": round(load, 4),
+            "samples": len(samples),
+            "preempted": sum(preempted for _, preempted in taken) / len(taken), "other_load": round(load, 4),
+            "group": group.name,
             "ceiling": ceilings[contender.threads], "ceiling_kind": group.ceiling,
             "max_diff": contender.max_diff, "agrees": contender.agrees, "case": dataclasses.asdict(case),
         })
@@ -278,6 +300,16 @@ def report_of(options, implementations, missing, probe, rows, notes):
     }
 
 
+def draw(report, path):
+    try:
+        from heed import plot
+    except ImportError as error:
+        print(f"{path} is not drawn: {error}")
+        return
+    plot.draw_bench(report, path)
+    print(f"wrote {path}")
+
+
 def main():
     options = parse_options()
     groups = build_groups(options)
@@ -286,6 +318,9 @@ def main():
         return 0
     probe = Probe()
     implementations, missing = available(options.impls.split(","))
+    if "heed" in missing:
+        print(missing["heed"], file=sys.stderr)
+        return 1
     print(f"{cpu_name()}, {os.cpu_count()} CPUs; " + ", ".join(f"{i.name} {i.version}" for i in implementations))
     for name, reason in missing.items():
         print(f"without {name}: {reason}")
@@ -311,9 +346,7 @@ def main():
             json.dump(report, file, indent=1)
         print(f"\nwrote {options.json}")
     if options.plot:
-        from heed import plot
-        plot.draw_bench(report, options.plot)
-        print(f"wrote {options.plot}")
+        draw(report, options.plot)
     return 0
 
 
