@@ -136,6 +136,8 @@ PlannedJob::PlannedJob(const Job& job, const std::string& backend, int threads)
   } else {
     append_ = *job.append();
     if (threads > 0) append_.num_threads = threads;
+    append_.workspace = workspace_.data();
+    append_.workspace_bytes = workspace_.size();
   }
 }
 

@@ -200,6 +200,8 @@ KvAppendArgs args_of(const heed_kv_append_args& a, const KvAppendProblem& proble
   args.status = static_cast<int32_t*>(memory_of(a.status));
   args.executor = a.executor != nullptr ? a.executor : &pool_executor();
   args.stream = a.stream;
+  args.workspace = a.workspace;
+  args.workspace_bytes = a.workspace_bytes;
   return args;
 }
 
@@ -244,9 +246,10 @@ heed_status heed_kv_append(const heed_kv_append_args* args, const heed_plan_opti
     HEED_RETURN_IF_ERROR(heed::check_struct(args, "args"));
     std::string_view backend;
     HEED_RETURN_IF_ERROR(heed::read_backend(options, backend));
+    if (args->allocator != nullptr) HEED_RETURN_IF_ERROR(heed::check_struct(args->allocator, "allocator"));
     heed::KvAppendProblem problem;
     HEED_RETURN_IF_ERROR(heed::build_problem(*args, problem));
-    return heed::run_once(problem, heed::args_of(*args, problem), backend, nullptr);
+    return heed::run_once(problem, heed::args_of(*args, problem), backend, args->allocator);
   });
 }
 

@@ -144,6 +144,10 @@ typedef struct heed_kv_append_args {
   int32_t num_threads;
   const heed_executor* executor;
   void* stream;
+
+  void* workspace;                /* as in heed_attention_args */
+  size_t workspace_bytes;
+  const heed_allocator* allocator;
 } heed_kv_append_args;
 
 HEED_API void heed_kv_append_args_init(heed_kv_append_args* args);

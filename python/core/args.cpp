@@ -289,6 +289,8 @@ void bind_kv_append_args(nb::module_& module) {
   bind_number(type, "layout_cache", &A::layout_cache);
   bind_number(type, "rotary_style", &A::rotary_style);
   bind_number(type, "q_positions", &A::q_positions);
+  bind_pointer(type, "workspace", &A::workspace);
+  bind_number(type, "workspace_bytes", &A::workspace_bytes);
   type.def("problem", [](const KvAppendArgs& self) {
     heed_problem* problem = nullptr;
     check(heed_kv_append_problem(&self.get(), &problem));
