@@ -144,12 +144,17 @@ TEST_P(DropoutIndex, IndicesCountModulo32Bits) {
   Whole whole;
   run(whole.args, GetParam());
   const std::vector<float> plain = whole.out;
-  for (const int64_t base : {int64_t{1} << 32, -(int64_t{1} << 32), int64_t{3} << 40}) {
-    for (int64_t& each : whole.args.index_base) each = base;
+  for (const int64_t turns : {1, -1, 3000}) {
+    for (int64_t& each : whole.args.index_base) each = turns << 32;
+    whole.args.index_base[3] *= 4;  // the counter holds j / 4
     run(whole.args, GetParam());
-    EXPECT_EQ(whole.out, plain) << base;
+    EXPECT_EQ(whole.out, plain) << turns;
   }
   whole.args.index_base[2] = 1;
+  run(whole.args, GetParam());
+  EXPECT_NE(whole.out, plain);
+  whole.args.index_base[2] = 0;
+  whole.args.index_base[3] = int64_t{1} << 32;
   run(whole.args, GetParam());
   EXPECT_NE(whole.out, plain);
 }

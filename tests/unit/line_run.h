@@ -7,6 +7,7 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -120,7 +121,12 @@ class LineRun {
     for (int32_t i = 0; i < heed_verdict_count(problem.get()); ++i) {
       heed_verdict verdict = {};
       verdict.struct_size = sizeof verdict;
-      if (heed_verdict_get(problem.get(), nullptr, i, &verdict) != HEED_OK) {
+      heed_status status = heed_verdict_get(problem.get(), nullptr, i, &verdict);
+      if (status == HEED_OK && std::string_view(verdict.impl).starts_with("ref/")) {  // it has to be asked for
+        const heed_plan_options options = {sizeof(heed_plan_options), verdict.impl};
+        status = heed_verdict_get(problem.get(), &options, i, &verdict);
+      }
+      if (status != HEED_OK) {
         error_ = last_error("verdict");
         return {};
       }
@@ -229,7 +235,11 @@ class LineRun {
       attention_->workspace = nullptr;
       attention_->workspace_bytes = 0;
     } else {
+      kv_append_->workspace = workspace.data();
+      kv_append_->workspace_bytes = workspace.bytes();
       status = heed_kv_append_run(made, kv_append_);
+      kv_append_->workspace = nullptr;
+      kv_append_->workspace_bytes = 0;
     }
     for (auto poke = pokes.rbegin(); poke != pokes.rend(); ++poke) std::swap(*poke->address, poke->value);
     if (status != HEED_OK) return last_error("run");
