@@ -279,6 +279,9 @@ Verdict check_avx512_bf16(const AttentionProblem& problem, const Machine& machin
   if (!verdict.accepted) return verdict;
   if (problem.dtype != Dtype::kBf16)
     return decline(format("multiplies bf16, not {}; cpu/attention_fwd_avx512 takes it", dtype_name(problem.dtype)));
+  if (problem.out_dtype != Dtype::kBf16)
+    return decline(format("rounds probabilities to bf16, too coarse for out in {}; cpu/attention_fwd_avx512 keeps f32",
+                          dtype_name(problem.out_dtype)));
   if (problem.head_dim % 2 != 0)
     return decline(format("takes an even head_dim, not {}; cpu/attention_fwd_avx512 takes any", problem.head_dim));
   return check_problem(problem, kAvx512Bf16);
@@ -348,11 +351,12 @@ ScratchLayout lay_out_scratch(const ForwardShape& shape) {
     return at;
   }
   at.s = take(keys * kBlockLanes);
-  at.row = take(4 * keys);
+  at.row = take(std::max(4 * keys, 16 * d));  // rows of bias on the way to a tile; rows of Q widened to f32
   if (shape.modified) at.tile = take(keys * kBlockLanes);
   at.lanes = take(rows / kBlockLanes * static_cast<int64_t>(sizeof(LaneBlock)) / 4);
   if (shape.bf16_dot) {
     at.q_pairs = take(rows * d / 2);
+    at.k_rows16 = take(keys * d / 2);
     at.v_pairs = take(keys / 2 * dv);
     at.p_pairs = take(keys / 2 * kBlockLanes);
   }

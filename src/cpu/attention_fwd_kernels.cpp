@@ -59,7 +59,7 @@ void attend_rows(const ForwardRun& run, const UnitTask& task, float* scratch) {
   const Sequence& sequence = task.work->where;
   RowsLoop unit{{run, sequence, task.kv_head, (task.num_rows + kBlockLanes - 1) / kBlockLanes,
                  reinterpret_cast<LaneBlock*>(scratch + at.lanes), scratch + at.q, scratch + at.s, scratch + at.tile,
-                 scratch + at.row, scratch + at.k, scratch + at.v, scratch, false, {}, {}}};
+                 scratch + at.row, scratch + at.k, scratch + at.v, {}, {}, {}}};
   unit.k_rows = locate_keys(*run.problem, *run.args, sequence, Slot::kK, task.kv_head);
   unit.v_rows = locate_keys(*run.problem, *run.args, sequence, Slot::kV, task.kv_head);
   for (int64_t block = 0; block < unit.num_blocks; ++block) {
@@ -69,7 +69,18 @@ void attend_rows(const ForwardRun& run, const UnitTask& task, float* scratch) {
   }
   const LaneBlock& last = unit.lanes[unit.num_blocks - 1];
   const UnitKeys keys{unit.lanes[0].lo[0], last.hi[last.count - 1]};
-  transpose_queries(unit);
+  unit.pairs.tiles = run.bf16;
+  unit.pairs.q = reinterpret_cast<uint32_t*>(scratch + at.q_pairs);
+  unit.pairs.v = reinterpret_cast<uint32_t*>(scratch + at.v_pairs);
+  unit.pairs.p = reinterpret_cast<uint32_t*>(scratch + at.p_pairs);
+  unit.pairs.k = reinterpret_cast<uint16_t*>(scratch + at.k_rows16);
+  for (int64_t block = 0; block < unit.num_blocks; ++block) {
+    if (run.bf16 != nullptr) {
+      pair_queries(unit, block);
+    } else {
+      transpose_queries(unit, block);
+    }
+  }
   run_chunks(task, unit, keys, scratch + at.o, scratch + at.sum_o, run.partial_stride);
 }
 

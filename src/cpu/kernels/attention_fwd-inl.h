@@ -152,6 +152,16 @@ HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end
 
 // ---- one unit -----------------------------------------------------------------------------------------------------------
 
+// Operands of the bf16 dot product, and which blocks of lanes or keys must not use it (see Bf16Tiles).
+struct Bf16Blocks {
+  const Bf16Tiles* tiles = nullptr;  // null: all products in f32
+  uint32_t *q, *v, *p;
+  uint16_t* k;
+  uint32_t unsafe_queries = 0;       // bit per block of lanes
+  uint32_t f32_queries = 0;          // blocks whose Q^T stands in f32 as well
+  bool safe_keys = false;            // of the current block of keys
+};
+
 // A worker's scratch, and what of the unit does not change from chunk to chunk.
 struct RowUnit {
   const ForwardRun& run;
@@ -160,9 +170,8 @@ struct RowUnit {
   int64_t num_blocks = 0;   // of 64 lanes
   LaneBlock* lanes;
   float *q, *s, *tile, *row, *k, *v;
-  float* scratch;
-  bool q_is_small = false;  // Q holds numbers that the bf16 dot product would flush
   KeyRows k_rows, v_rows;
+  Bf16Blocks pairs;
 
   int64_t head_dim() const { return run.shape.head_dim; }
   int64_t head_dim_v() const { return run.shape.head_dim_v; }
@@ -173,27 +182,40 @@ struct RowPartial {
   float *o, *m, *l;
 };
 
-inline void transpose_queries(RowUnit& unit) {
+// Q^T of one block of lanes in f32, times the scale.
+inline void transpose_queries(RowUnit& unit, int64_t block) {
   const AttentionProblem& problem = *unit.run.problem;
-  const int64_t d = unit.head_dim(), stride = problem.strides(Slot::kQ)[2];
-  (void)stride;
-  for (int64_t block = 0; block < unit.num_blocks; ++block) {
-    const LaneBlock& lanes = unit.lanes[block];
-    const auto index = [&](int64_t lane) {
-      return row_offset(problem, Slot::kQ, unit.sequence, lanes.head[lane], lanes.query[lane]);
-    };
-    float* out = unit.q + block * d * kBlockLanes;
-    const int64_t count = round_up(lanes.count, kGranule);  // lanes past the count repeat the last row
-    if (problem.dtype == Dtype::kF32) {
-      const float* q = static_cast<const float*>(unit.run.args->q);
-      transpose_rows([&](int64_t lane) { return q + index(lane); }, count, d, unit.run.q_factor, out, kBlockLanes);
-    } else {
-      for (int64_t lane = 0; lane < count; lane += kGranule) {
-        for (int64_t t = 0; t < kGranule; ++t)
-          widen_strided(unit.run.args->q, problem.dtype, index(lane + t), 1, d, unit.k + t * d);
-        transpose_rows([&](int64_t t) { return unit.k + t * d; }, kGranule, d, unit.run.q_factor, out + lane, kBlockLanes);
-      }
+  const int64_t d = unit.head_dim();
+  const LaneBlock& lanes = unit.lanes[block];
+  const auto index = [&](int64_t lane) {
+    return row_offset(problem, Slot::kQ, unit.sequence, lanes.head[lane], lanes.query[lane]);
+  };
+  float* out = unit.q + block * d * kBlockLanes;
+  const int64_t count = round_up(lanes.count, kGranule);  // lanes past the count repeat the last row
+  if (problem.dtype == Dtype::kF32) {
+    const float* q = static_cast<const float*>(unit.run.args->q);
+    transpose_rows([&](int64_t lane) { return q + index(lane); }, count, d, unit.run.q_factor, out, kBlockLanes);
+    return;
+  }
+  for (int64_t lane = 0; lane < count; lane += kGranule) {
+    float* rows = unit.row;  // [16][d]
+    for (int64_t t = 0; t < kGranule; ++t) widen_strided(unit.run.args->q, problem.dtype, index(lane + t), 1, d, rows + t * d);
+    transpose_rows([&](int64_t t) { return rows + t * d; }, kGranule, d, unit.run.q_factor, out + lane, kBlockLanes);
+  }
+}
+
+// Q^T of one block of lanes as pairs for the bf16 dot product, as it is: that product is exact, the scale comes after it.
+inline void pair_queries(RowUnit& unit, int64_t block) {
+  const AttentionProblem& problem = *unit.run.problem;
+  const LaneBlock& lanes = unit.lanes[block];
+  for (int64_t lane = 0; lane < round_up(lanes.count, kGranule); lane += kGranule) {
+    const uint16_t* rows[kGranule];
+    for (int64_t t = 0; t < kGranule; ++t) {
+      rows[t] = static_cast<const uint16_t*>(unit.run.args->q) +
+                row_offset(problem, Slot::kQ, unit.sequence, lanes.head[lane + t], lanes.query[lane + t]);
     }
+    uint32_t* out = unit.pairs.q + block * unit.head_dim() / 2 * kBlockLanes + lane;
+    if (!unit.pairs.tiles->pack_queries(rows, unit.head_dim(), out)) unit.pairs.unsafe_queries |= 1u << block;
   }
 }
 
@@ -273,12 +295,87 @@ inline void attend_block(RowUnit& unit, int64_t block, const BlockSpan& span, in
   }
 }
 
+// K and V of one block of keys as operands of the bf16 dot product: K rows side by side, V rows in pairs.
+inline void pair_keys(RowUnit& unit, int64_t first_key, int64_t num_keys) {
+  const uint16_t *k = static_cast<const uint16_t*>(unit.run.args->k), *v = static_cast<const uint16_t*>(unit.run.args->v);
+  const int64_t d = unit.head_dim(), dv = unit.head_dim_v();
+  bool safe = true;
+  for (int64_t key = 0; key < num_keys; ++key)
+    safe &= unit.pairs.tiles->copy_keys(k + unit.k_rows.offset(first_key + key), d, unit.pairs.k + key * d);
+  for (int64_t key = 0; key < num_keys; key += 2) {
+    const uint16_t* row0 = v + unit.v_rows.offset(first_key + key);
+    const uint16_t* row1 = key + 1 < num_keys ? v + unit.v_rows.offset(first_key + key + 1) : nullptr;
+    safe &= unit.pairs.tiles->pack_values(row0, row1, dv, unit.pairs.v + key / 2 * dv);
+  }
+  unit.pairs.safe_keys = safe;
+}
+
+// One block of lanes against one block of keys on the bf16 dot product. P is rounded to bf16 for the second product; its
+// sums l are those of the f32 numbers.
+inline void attend_block_bf16(RowUnit& unit, int64_t block, const BlockSpan& span, int64_t first_key, const RowPartial& to) {
+  const int64_t d = unit.head_dim(), dv = unit.head_dim_v();
+  const Bf16Tiles& tiles = *unit.pairs.tiles;
+  const uint32_t* q = unit.pairs.q + block * d / 2 * kBlockLanes;
+  float* o = to.o + block * dv * kBlockLanes;
+  HWY_ALIGN float alpha[kBlockLanes];
+  for (int i = 0; i < span.num_segments; ++i) {
+    const Segment& g = span.segments[i];
+    tiles.multiply_keys(g.end - g.begin, g.last - g.first, d / 2, unit.pairs.k + g.begin * d, d, q + g.first * kGranule,
+                        unit.s + g.begin * kBlockLanes + g.first * kGranule);
+  }
+  probabilities(unit, block, span, first_key, unit.run.scale, to.m + block * kBlockLanes, to.l + block * kBlockLanes, alpha);
+  BlockSpan even = span;  // whole pairs of keys; the ones added have probability 0
+  for (int g = 0; g < kGranules; ++g) {
+    if (span.begin[g] >= span.end[g]) continue;
+    tiles.pack_probabilities(unit.s, span.begin[g], span.end[g], g, unit.pairs.p);
+    even.begin[g] &= ~1;
+    even.end[g] = (even.end[g] + 1) & ~1;
+  }
+  find_segments(&even);
+  const bool one_segment = even.num_segments == 1;
+  for (int g = 0; g < kGranules && !one_segment; ++g)
+    if (span.begin[g] < span.end[g]) rescale(o, dv, alpha, g * kGranuleVectors, (g + 1) * kGranuleVectors);
+  for (int i = 0; i < even.num_segments; ++i) {
+    const Segment& g = even.segments[i];
+    tiles.multiply_values(dv, g.last - g.first, (g.end - g.begin) / 2, unit.pairs.v + g.begin / 2 * dv, dv,
+                          unit.pairs.p + g.begin / 2 * kBlockLanes + g.first * kGranule, o + g.first * kGranule,
+                          one_segment ? alpha + g.first * kGranule : nullptr);
+  }
+}
+
+// K and V of one block of keys, brought in at the first block of lanes that needs them, in the form that it needs.
+struct KeyBlock {
+  int64_t first, count;
+  bool have_f32 = false, have_pairs = false;
+  RowBlock k{}, v{};
+};
+
+inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys, const RowPartial& to) {
+  const ForwardRun& run = unit.run;
+  if (unit.pairs.tiles != nullptr && (unit.pairs.unsafe_queries >> block & 1u) == 0) {
+    if (!keys.have_pairs) pair_keys(unit, keys.first, keys.count);
+    keys.have_pairs = true;
+    if (unit.pairs.safe_keys) return attend_block_bf16(unit, block, span, keys.first, to);
+  }
+  if (unit.pairs.tiles != nullptr && (unit.pairs.f32_queries >> block & 1u) == 0) {
+    transpose_queries(unit, block);
+    unit.pairs.f32_queries |= 1u << block;
+  }
+  if (!keys.have_f32) {
+    const bool copy = unit.num_blocks > 1;  // rows of one head side by side: read again by every block of lanes
+    keys.k = load_rows(run.args->k, run.problem->dtype, unit.k_rows, keys.first, keys.count, unit.head_dim(), copy, unit.k);
+    keys.v = load_rows(run.args->v, run.problem->dtype, unit.v_rows, keys.first, keys.count, unit.head_dim_v(), copy, unit.v);
+    keys.have_f32 = true;
+  }
+  attend_block(unit, block, span, keys.first, keys.k, keys.v, to);
+}
+
 // Keys [key_lo, key_hi), which lie in one chunk, into `to`. Key blocks start at multiples of key_block from the chunk's start
 // `origin`, whatever part of it is visible.
 inline void attend_rows_chunk(RowUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const RowPartial& to) {
   const ForwardRun& run = unit.run;
   const F32Tag f;
-  const int64_t rows = unit.num_blocks * kBlockLanes, d = unit.head_dim(), dv = unit.head_dim_v();
+  const int64_t rows = unit.num_blocks * kBlockLanes, dv = unit.head_dim_v();
   for (int64_t i = 0; i < rows; i += kLanes) {
     hn::StoreU(hn::Set(f, kMinusInf), f, to.m + i);
     hn::StoreU(hn::Zero(f), f, to.l + i);
@@ -286,20 +383,11 @@ inline void attend_rows_chunk(RowUnit& unit, int64_t origin, int64_t key_lo, int
   std::memset(to.o, 0, static_cast<size_t>(rows * dv) * sizeof(float));
   const int64_t step = run.shape.key_block;
   for (int64_t at = origin + (key_lo - origin) / step * step; at < key_hi; at += step) {
-    const int64_t begin = HWY_MAX(at, key_lo), n = HWY_MIN(at + step, key_hi) - begin;
-    bool loaded = false;
-    RowBlock k{}, v{};
+    KeyBlock keys{at, HWY_MIN(at + step, key_hi) - at};
     for (int64_t block = 0; block < unit.num_blocks; ++block) {
       BlockSpan span;
-      find_span(unit.lanes[block], begin, n, &span);
-      if (span.num_segments == 0) continue;
-      if (!loaded) {
-        const bool copy = unit.num_blocks > 1;
-        k = load_rows(run.args->k, run.problem->dtype, unit.k_rows, begin, n, d, copy, unit.k);
-        v = load_rows(run.args->v, run.problem->dtype, unit.v_rows, begin, n, dv, copy, unit.v);
-        loaded = true;
-      }
-      attend_block(unit, block, span, begin, k, v, to);
+      find_span(unit.lanes[block], keys.first, keys.count, &span);
+      if (span.num_segments > 0) attend_key_block(unit, block, span, keys, to);
     }
   }
 }

@@ -18,7 +18,8 @@ namespace heed::cpu::HWY_NAMESPACE {
 HWY_INLINE F32 exp2_score(F32 x) {
   const F32Tag f;
   const I32Tag i;
-  const F32 magic = hn::Set(f, 12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which stands in the low bits
+  // 1.5 * 2^23 + 127: adding it rounds to an integer n, and n + 127 stands in the low bits: the exponent of 2^n.
+  const F32 magic = hn::Set(f, 12583039.0f);
   const F32 shifted = hn::Add(x, magic);
   const F32 r = hn::Sub(x, hn::Sub(shifted, magic));
   F32 y = hn::MulAdd(hn::Set(f, 1.326472721e-3f), r, hn::Set(f, 9.671512812e-3f));
@@ -27,7 +28,7 @@ HWY_INLINE F32 exp2_score(F32 x) {
   y = hn::MulAdd(y, r, hn::Set(f, 6.931469776e-1f));
   y = hn::MulAdd(y, r, hn::Set(f, 1.0f));
   // 2^n as a factor, not added into y's exponent: NaN times anything stays NaN, whatever its payload.
-  const auto exponent = hn::Add(hn::ShiftLeft<23>(hn::BitCast(i, shifted)), hn::Set(i, 127 << 23));
+  const auto exponent = hn::ShiftLeft<23>(hn::BitCast(i, shifted));
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(f, -126.0f)), hn::Mul(y, hn::BitCast(f, exponent)));
 }
 

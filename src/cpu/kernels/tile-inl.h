@@ -140,8 +140,8 @@ void transpose_rows(const RowAt& src_row, int64_t num_rows, int64_t num_columns,
     const float* row[4];
     for (int64_t i = 0; i < 4; ++i) row[i] = src_row(HWY_MIN(r + i, num_rows - 1));
     float* out = dst + r;
-    int64_t c = 0;
-    for (; c + 4 <= num_columns; c += 4) {
+    const int64_t whole = num_columns / 4 * 4;
+    for (int64_t c = 0; c < whole; c += 4) {
       const auto r0 = hn::Mul(hn::LoadU(d4, row[0] + c), scale), r1 = hn::Mul(hn::LoadU(d4, row[1] + c), scale);
       const auto r2 = hn::Mul(hn::LoadU(d4, row[2] + c), scale), r3 = hn::Mul(hn::LoadU(d4, row[3] + c), scale);
       const auto t0 = hn::BitCast(d2, hn::InterleaveLower(d4, r0, r1)), t1 = hn::BitCast(d2, hn::InterleaveLower(d4, r2, r3));
@@ -151,7 +151,7 @@ void transpose_rows(const RowAt& src_row, int64_t num_rows, int64_t num_columns,
       hn::StoreU(hn::BitCast(d4, hn::InterleaveLower(d2, t2, t3)), d4, out + (c + 2) * dst_stride);
       hn::StoreU(hn::BitCast(d4, hn::InterleaveUpper(d2, t2, t3)), d4, out + (c + 3) * dst_stride);
     }
-    for (; c < num_columns; ++c)
+    for (int64_t c = whole; c < num_columns; ++c)
       for (int64_t i = 0; i < 4; ++i) out[c * dst_stride + i] = row[i][c] * factor;
   }
 }
