@@ -107,11 +107,11 @@ Status bind_scores(Extents& extents, const char* name, const heed_tensor& t) {
   return extents.bind_broadcast(name, t, {Dim::kBatch, Dim::kNheadsQ, Dim::kSeqlenQ, Dim::kSeqlenK});
 }
 
-Status bind_heads(Extents& extents, const char* name, const heed_tensor& t, bool per_batch) {
+Status bind_heads(Extents& extents, const char* name, const heed_tensor& t, bool per_batch, Dtype dtype = Dtype::kF32) {
   if (!present(t)) return {};
   HEED_RETURN_IF_ERROR(per_batch ? extents.bind(name, t, {Dim::kBatch, Dim::kNheadsQ})
                                  : extents.bind(name, t, {Dim::kNheadsQ}));
-  return check_dtype(name, t, Dtype::kF32);
+  return check_dtype(name, t, dtype);
 }
 
 Status bind_extents(const heed_attention_args& a, Extents& extents) {
@@ -152,8 +152,9 @@ Status bind_extents(const heed_attention_args& a, Extents& extents) {
   HEED_RETURN_IF_ERROR(bind_like_k(extents, "dk", a.dk, a, Dim::kHeadDim));
   HEED_RETURN_IF_ERROR(bind_like_k(extents, "dv", a.dv, a, Dim::kHeadDimV));
   HEED_RETURN_IF_ERROR(bind_scores(extents, "dbias", a.dbias));
-  HEED_RETURN_IF_ERROR(bind_heads(extents, "dsinks", a.dsinks, false));
-  HEED_RETURN_IF_ERROR(bind_heads(extents, "dalibi_slopes", a.dalibi_slopes, alibi_per_batch));
+  const Dtype sums = a.out.dtype == HEED_DTYPE_F64 ? Dtype::kF64 : Dtype::kF32;  // out of f64: every output is
+  HEED_RETURN_IF_ERROR(bind_heads(extents, "dsinks", a.dsinks, false, sums));
+  HEED_RETURN_IF_ERROR(bind_heads(extents, "dalibi_slopes", a.dalibi_slopes, alibi_per_batch, sums));
   return check_contiguous("dalibi_slopes", a.dalibi_slopes);
 }
 
