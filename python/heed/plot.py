@@ -9,6 +9,7 @@ import json
 import math
 import struct
 import sys
+import textwrap
 
 # Okabe and Ito's colours keep apart under every common colour blindness; heed is always the same blue, hatching helps
 # in grey print.
@@ -140,7 +141,7 @@ def _draw_panel(axes, report, panel, others):
                   zorder=4)
     axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
     axes.set_xticks(places, labels, fontsize=7)
-    axes.set_xlim(-0.6, places[-1] + 0.6)
+    axes.set_xlim(-0.6, max(places[-1] + 0.6, 2.4))  # or one group alone would be as wide as the panel
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
@@ -174,13 +175,14 @@ def draw_bench(report, path):
                              label=f"{NAMES.get(name, name)} {version or ''}".strip()))
     handles.append(Line2D([], [], color=INK, linestyle=(0, (4, 2)), label="measured limit: FMA peak, or reading K, V"))
     height = figure.get_figheight()
-    figure.tight_layout(rect=(0, 0.28 / height, 1, 1 - 0.72 / height), h_pad=1.4, w_pad=2.0)
+    figure.tight_layout(rect=(0, 0.4 / height, 1, 1 - 0.72 / height), h_pad=1.4, w_pad=2.0)
     figure.legend(handles=handles, loc="upper left", ncols=min(len(handles), 3 if columns == 1 else 5),
                   bbox_to_anchor=(0.01, 1 - 0.26 / height), fontsize=8)
     figure.text(0.015, 1 - 0.16 / height, "Exact attention: higher is better", fontsize=11, fontweight="bold",
                 va="center")
     source = "  ·  ".join(str(report[key]) for key in ("machine", "date", "command") if report.get(key))
-    figure.text(0.015, 0.1 / height, f"{source}  ·  medians, lines from p10 to p90", fontsize=6.5, color="#555555")
+    source = textwrap.fill(f"Medians, lines from p10 to p90  ·  {source}", width=110 * columns)
+    figure.text(0.015, 0.08 / height, source, fontsize=6.5, color="#555555", va="bottom")
     figure.savefig(path)
     plt.close(figure)
 

@@ -15,7 +15,7 @@ def bf16_values(bits):
 
 
 def textbook(q, k, v, causal=False, scale=None):
-    """(out, lse) in double precision; q [b, sq, hq, d], k and v [b, sk, hkv, d]; the diagonal ends at the bottom right."""
+    """(out, lse) in double precision; q [b, sq, hq, d], k and v [b, sk, hkv, d]; causal is aligned bottom right."""
     q, k, v = (np.asarray(x, dtype=np.float64) for x in (q, k, v))
     group = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, group, axis=2), np.repeat(v, group, axis=2)

@@ -55,7 +55,8 @@ def test_map(tmp_path):
     assert is_picture(picture)
 
 
-@pytest.mark.parametrize("content, reason", [("{}", "no rows"), ('{"rows": [{"threads": 1}]}', "problem"), ("[", "line 1")])
+@pytest.mark.parametrize("content, reason",
+                         [("{}", "no rows"), ('{"rows": [{"threads": 1}]}', "problem"), ("[", "line 1")])
 def test_bad_bench_files(tmp_path, capsys, content, reason):
     source = tmp_path / "bad.json"
     source.write_text(content)
