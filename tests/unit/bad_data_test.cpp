@@ -49,6 +49,15 @@ std::vector<double> elements(const heed_tensor& tensor, int dim, int64_t begin, 
   return found;
 }
 
+// NaN is the same as NaN: parts of a cache that nobody has written hold it.
+bool same(const std::vector<double>& a, const std::vector<double>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i] && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
+  }
+  return true;
+}
+
 void expect_all(const heed_tensor& tensor, int dim, int64_t begin, int64_t end, double value, const char* name) {
   for (const double x : elements(tensor, dim, begin, end)) {
     if (x != value) {
@@ -347,10 +356,10 @@ void expect_nothing_appended(const char* line, const std::function<Poke(const he
     EXPECT_EQ(numbers(a.status)[0], 0);
     EXPECT_EQ(numbers(a.status)[1], bits);
     EXPECT_EQ(numbers(a.status)[2], 0);
-    EXPECT_TRUE(elements(a.q_out, 0, 0, 1) == good_q);
+    EXPECT_TRUE(same(elements(a.q_out, 0, 0, 1), good_q));
     if (a.q_out.dtype != HEED_DTYPE_NONE) expect_all(a.q_out, 0, 1, 2, 0.0, "q_out");
     if (!rows) continue;
-    EXPECT_TRUE(elements(a.k_cache, 0, 0, 1) == good_k);
+    EXPECT_TRUE(same(elements(a.k_cache, 0, 0, 1), good_k));
     // Bit by bit: what no sequence has appended may be NaN in the cache.
     const int64_t bytes = a.k_cache.stride[0] * static_cast<int64_t>(heed_dtype_bytes(a.k_cache.dtype));
     EXPECT_EQ(std::memcmp(static_cast<char*>(a.k_cache.data) + bytes,
