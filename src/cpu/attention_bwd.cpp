@@ -381,10 +381,11 @@ BackwardShape backward_shape(const AttentionProblem& p) {
   shape.head_dim_v = p.head_dim_v;
   shape.d_pad = round_to(p.head_dim, kVectorPad);
   shape.dv_pad = round_to(p.head_dim_v, kVectorPad);
-  // What a task keeps is some 5 x key_block x head_dim floats, and is to stay in a second-level cache of 1 MiB.
+  // A task keeps some 5 x key_block + 3 x query_block rows of head_dim floats, which are to stay in a second-level cache of
+  // 1 MiB; within that, speed hardly depends on the blocks.
   const int64_t widest = std::max(shape.d_pad, shape.dv_pad);
-  shape.key_block = widest <= 128 ? 192 : widest <= 256 ? 128 : 64;
-  shape.query_block = widest <= 256 ? 96 : 48;
+  shape.key_block = widest <= 256 ? 128 : 64;
+  shape.query_block = widest <= 128 ? 96 : 48;
   shape.tile_stride = shape.key_block + kVectorPad;
   return shape;
 }

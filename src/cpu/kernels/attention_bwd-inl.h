@@ -21,30 +21,41 @@ namespace heed::cpu::HWY_NAMESPACE {
 
 // ---- rows in, rows out --------------------------------------------------------------------------------------------------
 
-// Adds 0 to `poison` for finite numbers, NaN for others: one test for a whole block afterwards.
-HWY_INLINE F32 poison_of(const float* row, int64_t floats, F32 poison) {
+HWY_INLINE bool is_poisoned(F32 poison) { return !hn::AllTrue(F32Tag(), hn::Eq(poison, poison)); }
+
+// `poison` gets 0 added for finite numbers, NaN for others: one test for a whole block afterwards.
+template <class T>
+HWY_INLINE F32 load_row(const T* HWY_RESTRICT src, int64_t width, int64_t pad, float* HWY_RESTRICT dst, F32 poison) {
   const F32Tag f;
-  for (int64_t k = 0; k < floats; k += kLanes) {
-    const F32 x = hn::LoadU(f, row + k);
+  int64_t k = 0;
+  for (; k + kLanes <= width; k += kLanes) {
+    const F32 x = widen(src + k);
+    hn::StoreU(x, f, dst + k);
+    poison = hn::Add(poison, hn::Sub(x, x));
+  }
+  if (k == pad) return poison;
+  const int64_t tail = k;
+  for (; k < width; ++k) dst[k] = widen_one(src[k]);
+  for (; k < pad; ++k) dst[k] = 0.0f;
+  for (k = tail; k < pad; k += kLanes) {
+    const F32 x = hn::LoadU(f, dst + k);
     poison = hn::Add(poison, hn::Sub(x, x));
   }
   return poison;
 }
 
-HWY_INLINE bool is_poisoned(F32 poison) {
-  return !hn::AllTrue(F32Tag(), hn::Eq(poison, poison));
-}
-
 // `num_rows` rows of `width` numbers, row_stride apart, to f32 rows of `pad` floats, 0 past width. True if all are finite.
 inline bool load_rows(const void* data, Dtype dtype, int64_t offset, int64_t row_stride, int64_t num_rows, int64_t width,
                       int64_t pad, float* dst) {
-  F32 poison = hn::Zero(F32Tag());
-  for (int64_t r = 0; r < num_rows; ++r, dst += pad) {
-    for (int64_t k = pad - kVectorPad; k < pad; ++k) dst[k] = 0.0f;
-    widen_strided(data, dtype, offset + r * row_stride, 1, width, dst);
-    poison = poison_of(dst, pad, poison);
-  }
-  return !is_poisoned(poison);
+  const auto load = [&](const auto* src) HWY_ATTR {
+    F32 poison = hn::Zero(F32Tag());
+    src += offset;
+    for (int64_t r = 0; r < num_rows; ++r) poison = load_row(src + r * row_stride, width, pad, dst + r * pad, poison);
+    return !is_poisoned(poison);
+  };
+  if (dtype == Dtype::kBf16) return load(static_cast<const Bf16*>(data));
+  if (dtype == Dtype::kF16) return load(static_cast<const F16*>(data));
+  return load(static_cast<const float*>(data));
 }
 
 inline void store_row(const float* src, void* data, Dtype dtype, int64_t offset, int64_t width) {
@@ -124,15 +135,31 @@ inline bool load_queries(const BackwardRun& run, BackwardTile* tile, const Backw
   return finite;
 }
 
+// Rows that the next tile will load, or that this one will add to: far apart in memory, so that no hardware prefetcher
+// foresees them. Empty where nothing follows.
+inline RowPrefetch prefetch_rows(const BackwardRun& run, const BackwardTile& tile, Slot slot, const void* data,
+                                 int64_t first_query) {
+  const AttentionProblem& p = *run.problem;
+  const int64_t rows = HWY_MIN(run.shape.query_block, tile.sequence->q_len - first_query);
+  if (rows <= 0) return {};
+  const int64_t bytes = dtype_bytes(slot_dtype(p, slot));
+  return {static_cast<const char*>(data) + row_offset(p, slot, *tile.sequence, tile.head, first_query) * bytes,
+          p.strides(slot)[2] * bytes, slot_shape(p, slot)[3] * bytes, static_cast<int32_t>(rows)};
+}
+
 // S and dP, then P and dS in their places. each_row(r): after row r, when buffers.rows.ds holds its dS at the bias; called
 // only where the score has terms or `want_rows` asks for it.
 template <class EachRow>
 void fill_tile(const BackwardRun& run, const BackwardTile& tile, const BackwardBuffers& at, bool want_dp, bool want_rows,
                RowSums* sums, const EachRow& each_row) {
   const BackwardShape& shape = run.shape;
-  multiply_visible(tile, shape.head_dim, at.q, shape.d_pad, at.k_lanes, at.s, shape.tile_stride);
-  if (want_dp || tile.exact)
-    multiply_visible(tile, shape.head_dim_v, at.dout, shape.dv_pad, at.v_lanes, at.dp, shape.tile_stride);
+  const int64_t next = tile.first_query + shape.query_block;
+  multiply_visible(tile, shape.head_dim, at.q, shape.d_pad, at.k_lanes, at.s, shape.tile_stride,
+                   prefetch_rows(run, tile, Slot::kQ, run.args->q, next));
+  if (want_dp || tile.exact) {
+    multiply_visible(tile, shape.head_dim_v, at.dout, shape.dv_pad, at.v_lanes, at.dp, shape.tile_stride,
+                     prefetch_rows(run, tile, Slot::kDout, run.args->dout, next));
+  }
   const ScoreTerms& terms = run.terms;
   const bool plain = terms.softcap == 0.0f && terms.bias == nullptr && terms.mask == nullptr && terms.slopes == nullptr &&
                      !terms.dropout;
@@ -149,18 +176,15 @@ void fill_tile(const BackwardRun& run, const BackwardTile& tile, const BackwardB
 
 // gradient[key][d] += sum over rows of tile[row][key] * rows[row][d], for the rows that see the key.
 inline void add_to_keys(const BackwardTile& tile, const float* weights, int64_t stride, const float* rows, int64_t pad,
-                        float* gradient) {
+                        float* gradient, RowPrefetch prefetch) {
   const int64_t num_vectors = pad / kLanes;
-  if (!tile.partial) {
-    multiply<AOrder::kColumns>(tile.num_keys, num_vectors, tile.num_rows, weights, stride, rows, pad, gradient, pad,
-                               Start::kLoad);
-    return;
-  }
+  const int32_t prefetch_step = prefetch.num_rows * kTileRows / tile.num_keys + 1;
   for (int64_t v = 0; v < num_vectors; v += kTileVectors) {
     const int64_t vectors = HWY_MIN(num_vectors - v, kTileVectors);
-    int32_t from = 0, to = 0;
+    int32_t from = 0, to = tile.partial ? 0 : tile.num_rows;
     for (int32_t key = 0; key < tile.num_keys; key += kTileRows) {
       const int32_t keys = HWY_MIN(kTileRows, tile.num_keys - key);
+      prefetch.take(prefetch_step);
       while (from < tile.num_rows && tile.hi[from] <= key) ++from;
       while (to < tile.num_rows && tile.lo[to] < key + keys) ++to;
       if (from >= to) continue;
@@ -210,6 +234,15 @@ inline void add_pairs(const BackwardRun& run, const BackwardTile& tile, const Ba
       if (shown == 3) add_scaled_row(at.s[pair], at.dout + r * shape.dv_pad, shape.dv_pad, at.dv + key * shape.dv_pad);
     }
   }
+}
+
+// Where this tile's dQ will go.
+inline RowPrefetch dq_rows(const BackwardRun& run, const BackwardTile& tile) {
+  if (!run.problem->dq) return {};
+  if (run.dq_sum == nullptr) return prefetch_rows(run, tile, Slot::kDq, run.args->dq, tile.first_query);
+  const int64_t bytes = run.shape.d_pad * static_cast<int64_t>(sizeof(float));
+  return {reinterpret_cast<const char*>(run.dq_sum) + run.row_index(*tile.sequence, tile.head, tile.first_query) * bytes,
+          bytes, bytes, tile.num_rows};
 }
 
 // This tile's dQ onto the sums, when the blocks of keys before this one have added theirs.
@@ -291,8 +324,8 @@ inline void add_tile(const BackwardRun& run, const TileOutputs& want, BackwardTi
   if (tile->exact) {
     add_pairs(run, *tile, at);
   } else {
-    if (want.dv) add_to_keys(*tile, at.s, shape.tile_stride, at.dout, shape.dv_pad, at.dv);
-    if (want.dk) add_to_keys(*tile, at.dp, shape.tile_stride, at.q, shape.d_pad, at.dk);
+    if (want.dv) add_to_keys(*tile, at.s, shape.tile_stride, at.dout, shape.dv_pad, at.dv, {});
+    if (want.dk) add_to_keys(*tile, at.dp, shape.tile_stride, at.q, shape.d_pad, at.dk, dq_rows(run, *tile));
     if (want.dq) sum_over_keys(*tile, at.dp, shape.tile_stride, at.k_rows, shape.d_pad, at.dq);
   }
   if (want.dq) add_to_queries(run, *tile, query_block, key_block, at.dq);

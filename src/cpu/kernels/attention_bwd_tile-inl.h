@@ -48,19 +48,27 @@ inline void set_visible_lanes(const BackwardRun& run, BackwardTile* tile) {
   }
 }
 
+// Rows to be brought into the second-level cache, a few at a time, between register tiles.
+struct RowPrefetch {
+  const char* at = nullptr;
+  int64_t stride = 0, bytes = 0;
+  int32_t num_rows = 0;
+
+  HWY_INLINE void take(int32_t rows) {
+    for (; rows > 0 && num_rows > 0; --rows, --num_rows, at += stride)
+      for (int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(at + byte, 0, 2);
+  }
+};
+
 // C[row][key] = sum_d A[row][d] * lanes[d][key], only where some row of six sees some key of a vector.
 inline void multiply_visible(const BackwardTile& tile, int64_t num_d, const float* a, int64_t a_stride,
-                             const float* panels, float* c, int64_t c_stride) {
+                             const float* panels, float* c, int64_t c_stride, RowPrefetch prefetch) {
   const int32_t num_vectors = vectors_for(tile.num_keys);
   for (int32_t first = 0; first < num_vectors; first += kTileVectors, panels += num_d * kPanelKeys) {
     const int32_t end = HWY_MIN(first + kTileVectors, num_vectors);
-    if (!tile.partial) {
-      multiply<AOrder::kRows>(tile.num_rows, end - first, num_d, a, a_stride, panels, kPanelKeys, c + first * kLanes,
-                              c_stride, Start::kZero);
-      continue;
-    }
     for (int32_t r = 0; r < tile.num_rows; r += kTileRows) {
       const int32_t rows = HWY_MIN(kTileRows, tile.num_rows - r);
+      prefetch.take(kTileRows);
       const int32_t from = HWY_MAX(first, tile.lo[r] / kLanes), to = HWY_MIN(end, vectors_for(tile.hi[r + rows - 1]));
       if (from >= to) continue;
       multiply<AOrder::kRows>(rows, to - from, num_d, a + r * a_stride, a_stride, panels + (from - first) * kLanes,
