@@ -210,8 +210,8 @@ class AttentionJudge {
 
   // ---- backward ---------------------------------------------------------------------------------------------------
 
-  // A column of dk or dv needs every row of its kv head: a sample is whole (sequence, kv head) pairs. Sums over the batch
-  // need all.
+  // A column of dk or dv needs every row of its kv head: a sample is whole (sequence, kv head) pairs. Sums over the
+  // batch need all.
   std::vector<std::pair<int64_t, int64_t>> groups() const {
     std::vector<std::pair<int64_t, int64_t>> all;
     for (const Sequence& s : sequences_) {

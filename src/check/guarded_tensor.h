@@ -1,5 +1,5 @@
-// A tensor in host memory with guards: 128 bytes on either side and every gap between its elements hold a pattern, so that
-// a byte written where it should not be is found, and what is read there is NaN.
+// A tensor in host memory with guards: 128 bytes on either side and every gap between its elements hold a pattern, so
+// that a byte written where it should not be is found, and what is read there is NaN.
 #pragma once
 
 #include <array>

@@ -50,8 +50,8 @@ std::vector<int64_t> drawn(const Lengths& lengths, uint64_t seed, std::string_vi
                            const std::vector<int64_t>& limits, const std::vector<int64_t>& standard);
 std::vector<int64_t> permutation(int64_t size, uint64_t seed, std::string_view name);
 
-// Entries of a page table [rows][max_pages]: row r needs pages [needed[r].first, needed[r].last). Others hold numbers that
-// crash whoever follows them.
+// Entries of a page table [rows][max_pages]: row r needs pages [needed[r].first, needed[r].last). Others hold numbers
+// that crash whoever follows them.
 struct PageRange {
   int64_t first = 0, last = 0;
 };

@@ -1,4 +1,5 @@
-// Inputs of a kv_append line: caches that hold cache_seqlens keys each, rows of their own for every sequence, NaN beyond.
+// Inputs of a kv_append line: caches that hold cache_seqlens keys each, rows of their own for every sequence, NaN
+// beyond.
 #include <algorithm>
 #include <array>
 #include <cmath>

@@ -20,7 +20,8 @@
 namespace heed::ref {
 namespace {
 
-// y[c] += sum over r < n of a[rows[r]] * x[rows[r]][c], four rows at a time: one load and store of y for four products.
+// y[c] += sum over r < n of a[rows[r]] * x[rows[r]][c], one after another as a
+// textbook sums; four rows at a time, for one load and store of y.
 template <class Real>
 void add_rows(const Real* a, const int64_t* rows, int64_t n, const Real* x, int64_t pitch, int64_t width,
               Real* __restrict y) {
@@ -31,7 +32,7 @@ void add_rows(const Real* a, const int64_t* rows, int64_t n, const Real* x, int6
     const Real* __restrict x1 = x + rows[r + 1] * pitch;
     const Real* __restrict x2 = x + rows[r + 2] * pitch;
     const Real* __restrict x3 = x + rows[r + 3] * pitch;
-    for (int64_t c = 0; c < width; ++c) y[c] += (a0 * x0[c] + a1 * x1[c]) + (a2 * x2[c] + a3 * x3[c]);
+    for (int64_t c = 0; c < width; ++c) y[c] = y[c] + a0 * x0[c] + a1 * x1[c] + a2 * x2[c] + a3 * x3[c];
   }
   for (; r < n; ++r) {
     const Real a0 = a[rows[r]];
@@ -248,6 +249,20 @@ Real AttentionRows<Real>::forward(int64_t h, int64_t i, Real* out) {
   return row.lse;
 }
 
+// The plain formula takes the row's normaliser from the `lse` that was handed in, as every backward pass does that does
+// not repeat the forward one: P = exp(S - lse).
+template <class Real>
+void AttentionRows<Real>::recompute_from_lse(int64_t h, int64_t i, Softmax& row) {
+  if constexpr (std::is_same_v<Real, float>) {
+    if (row.poisoned || std::isinf(row.lse)) return;
+    const Dtype dtype = slot_dtype(problem_, Slot::kLse);
+    const int64_t place = row_offset(problem_, sequence_, Slot::kLse, h, i);
+    row.lse = static_cast<Real>(load_as_double(args_.lse, dtype, place));
+    for (const int64_t j : shown_) p_[j] = std::exp(s_[j] - row.lse);
+    if (problem_.sinks) row.sink = std::exp(args_.sinks[h] - row.lse);
+  }
+}
+
 // The reference: sum_j P_ij dP_ij, which owes nothing to the `out` that was handed in. The plain formula: from that.
 template <class Real>
 Real AttentionRows<Real>::row_delta(int64_t h, int64_t i) {
@@ -266,7 +281,8 @@ void AttentionRows<Real>::backward(int64_t h, int64_t i, Real* dq, SummedGradien
   const AttentionProblem& p = problem_;
   const int64_t d_qk = p.head_dim, d_v = p.head_dim_v;
   scores(h, i);
-  const Softmax row = softmax(h, i);
+  Softmax row = softmax(h, i);
+  recompute_from_lse(h, i, row);
   load_row(Slot::kDout, args_.dout, h, i, d_v, dout_);
   dot_keys(dout_, vt_, dp_);
   for (const int64_t j : shown_) dp_[j] = p.dropout && kept_[j] == 0 ? Real{0} : dp_[j] * keep_scale_;

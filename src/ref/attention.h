@@ -49,7 +49,8 @@ struct Magnitudes {
 // The rows of one sequence that read one kv head.
 //   Real = double: the reference.
 //   Real = float:  the plain formula: S and softmax in f32, P and dS rounded once to the inputs' dtype before they are
-//                  multiplied, delta = rowsum(dout * out) from the `out` that the arguments hold.
+//                  multiplied; backward P = exp(S - lse) and delta = rowsum(dout * out), with the lse and out that the
+//                  arguments hold.
 template <class Real>
 class AttentionRows {
  public:
@@ -85,6 +86,7 @@ class AttentionRows {
   Softmax softmax(int64_t h, int64_t i);
   void draw_dropout(int64_t h, int64_t i);
   Real rounded(Real x) const;
+  void recompute_from_lse(int64_t h, int64_t i, Softmax& row);
   Real row_delta(int64_t h, int64_t i);
   void note_magnitudes(int64_t i, Real sink, Real delta, Real dlse);
   void add_sums(int64_t h, int64_t i, Real dsink, SummedGradients<Real>& sums) const;

@@ -28,8 +28,8 @@ int64_t cache_offset(const KvAppendProblem& problem, const KvAppendArgs& args, c
 // Element (row, 0) of head h in k_new, v_new, q or q_out.
 int64_t row_offset(const KvAppendProblem& problem, const Append& append, KvSlot slot, int64_t h, int64_t row);
 
-// The head_dim numbers at `from` + offset, the first rotary_dim of them turned to `position`. Real = double: the reference,
-// float: the plain formula of the error bound.
+// The head_dim numbers at `from` + offset, the first rotary_dim of them turned to `position`. Real = double: the
+// reference, float: the plain formula of the error bound.
 template <class Real>
 void turned_row(const KvAppendProblem& problem, const KvAppendArgs& args, const void* from, int64_t offset,
                 int64_t position, std::vector<Real>& row);
