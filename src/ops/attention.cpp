@@ -142,11 +142,25 @@ Status check_backward(const AttentionProblem& p) {
   return {};
 }
 
+// One problem, one form: a dimension that steps by 0 is broadcast, and its letter is left out.
+Status check_letters(const TensorLayout& tensor) {
+  for (int dim = 0; dim < 4; ++dim) {
+    if ((tensor.dims >> dim & 1) != 0 && tensor.shape[dim] > 1 && tensor.stride[dim] == 0) {
+      return invalid_argument(format("strides of {} = ({}, {}, {}, {}) must not be 0 in dimension {}, which is stated "
+                                     "not to be broadcast", tensor.name, tensor.stride[0], tensor.stride[1],
+                                     tensor.stride[2], tensor.stride[3], "bhij"[dim]));
+    }
+  }
+  return {};
+}
+
 Status check_slots(const AttentionProblem& p) {
   for (int i = 0; i < kNumSlots; ++i) {
     const Slot slot = static_cast<Slot>(i);
     if (has_slot(p, slot)) {
-      HEED_RETURN_IF_ERROR(check_layout(slot_layout(p, slot), p.align[i]));
+      const TensorLayout tensor = slot_layout(p, slot);
+      HEED_RETURN_IF_ERROR(check_layout(tensor, p.align[i]));
+      if (slot == Slot::kBias || slot == Slot::kMask) HEED_RETURN_IF_ERROR(check_letters(tensor));
     } else if (p.align[i] != 0 || p.stride[i] != std::array<int64_t, 4>{}) {
       return invalid_argument(
           format("strides and align of {} must be 0: the problem does not have it", slot_name(slot)));

@@ -187,6 +187,10 @@ TEST(AttentionProblem, RefusesStridesAndAlignment) {
   EXPECT_LAYOUT_REFUSED("attention b=2 sq=5 d=16 mask=bj",
                         "strides of mask = (5, 0, 0, 3) must be 1 in the last dimension",
                         p.strides(Slot::kMask)[3] = 3);
+  EXPECT_LAYOUT_REFUSED("attention b=2 sq=5 d=16 bias=f32:bj",
+                        "strides of bias = (0, 0, 0, 1) must not be 0 in dimension b, which is stated not to be "
+                        "broadcast",
+                        p.strides(Slot::kBias)[0] = 0);
   EXPECT_LAYOUT_REFUSED("attention b=2 d=8 layout_q=thd layout_kv=thd lq=1,2 lk=1,2",
                         "strides of q = (24, 8, 8, 1) must be 0 in a dimension that it does not have or broadcasts",
                         p.strides(Slot::kQ)[0] = 24);

@@ -63,7 +63,7 @@ inline Lengths random_lengths(Random& random, int64_t batch, int64_t high) {
 
 // Strides of any order of the outer dimensions, padded; inputs sometimes broadcast one dimension.
 template <class SlotType, class Problem>
-void random_strides(Random& random, Problem& problem, SlotType slot, bool output) {
+void random_strides(Random& random, Problem& problem, SlotType slot, bool one_address_each) {
   auto& stride = problem.stride[static_cast<int>(slot)];
   const auto standard = stride;
   const auto shape = slot_shape(problem, slot);
@@ -78,7 +78,7 @@ void random_strides(Random& random, Problem& problem, SlotType slot, bool output
   for (const int dim : order) {
     if (standard[dim] == 0 || (dim == 3 && standard[3] == 1)) continue;
     stride[dim] = next;
-    if (!output && random.chance(8)) {
+    if (!one_address_each && random.chance(8)) {
       stride[dim] = 0;
       continue;
     }
@@ -88,11 +88,11 @@ void random_strides(Random& random, Problem& problem, SlotType slot, bool output
 
 inline bool strides_may_vary(Slot slot) { return slot != Slot::kPageTable && slot != Slot::kAlibi; }
 inline bool strides_may_vary(KvSlot slot) { return slot != KvSlot::kPageTable; }
-inline bool is_output(const AttentionProblem& problem, Slot slot) {
-  if (slot == Slot::kOut || slot == Slot::kLse) return problem.pass == Pass::kForward;
-  return slot >= Slot::kDq && slot <= Slot::kDbias;
+// Written by the problem, or before it (out and lse of a backward problem), or never broadcast by a stride of 0.
+inline bool one_address_each(Slot slot) {
+  return slot != Slot::kQ && slot != Slot::kK && slot != Slot::kV && slot != Slot::kDout && slot != Slot::kDlse;
 }
-inline bool is_output(const KvAppendProblem&, KvSlot slot) {
+inline bool one_address_each(KvSlot slot) {
   return slot == KvSlot::kKCache || slot == KvSlot::kVCache || slot == KvSlot::kQOut;
 }
 
@@ -102,7 +102,7 @@ void fill_slots(Random& random, Problem& problem) {
     const SlotType slot = static_cast<SlotType>(i);
     if (!has_slot(problem, slot)) continue;
     problem.stride[i] = contiguous_strides(problem, slot);
-    if (strides_may_vary(slot) && random.chance(12)) random_strides(random, problem, slot, is_output(problem, slot));
+    if (strides_may_vary(slot) && random.chance(12)) random_strides(random, problem, slot, one_address_each(slot));
     problem.align[i] = natural_align(problem, slot, nullptr);
     if (random.chance(15)) {
       const int32_t least = static_cast<int32_t>(dtype_bytes(slot_dtype(problem, slot)));
