@@ -25,7 +25,7 @@ import time
 import torch
 
 import gates
-from contenders import Case, Contender, Tensors, available
+from contenders import Case, Tensors, available
 from native import Probe, Unavailable
 
 LONG_SECONDS = 0.05       # calls longer than this need no call ahead of them to be warm
