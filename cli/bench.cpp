@@ -168,23 +168,30 @@ int run_bench(const BenchRequest& request) {
   Progress progress;
   Ceilings ceilings;
   std::vector<Row> rows;
-  progress.show("probing the machine");
-  ceilings.probe(threads);
+  std::vector<std::string> failures;
+  progress.show("the library's own time");
   const HostTimes host = time_host(request.samples);
   for (size_t i = 0; i < lines.size(); ++i) {
     const std::string title = fmt::format("{}/{} {}:", i + 1, lines.size(), lines[i]);
+    progress.show(title + " probing the machine");
+    ceilings.probe(threads);  // at every problem: a ceiling from a disturbed moment would flatter what follows
     progress.show(title + " making inputs");
-    const Job job(lines[i]);
-    std::deque<Cell> cells = make_cells(job, request, threads);
-    time_cells(cells, request, title, progress);
-    for (const Cell& cell : cells) rows.push_back(make_row(cell, lines[i]));
+    try {
+      const Job job(lines[i]);
+      std::deque<Cell> cells = make_cells(job, request, threads);
+      time_cells(cells, request, title, progress);
+      for (const Cell& cell : cells) rows.push_back(make_row(cell, lines[i]));
+    } catch (const Failure& failure) {
+      failures.push_back(fmt::format("{}: {}", lines[i], failure.what()));
+    }
   }
-  progress.show("probing the machine again");
+  progress.show("probing the machine");
   ceilings.probe(threads);
   progress.clear();
   print_table(rows, ceilings, host);
   if (!request.json.empty()) write_json(request.json, to_json(request, rows, ceilings, host));
-  return 0;
+  for (const std::string& failure : failures) fmt::print(stderr, "heed: {}\n", failure);
+  return failures.empty() ? 0 : 1;
 }
 
 }  // namespace heed::cli
