@@ -232,9 +232,8 @@ heed_status heed_plan_print(const heed_plan* plan, char* buffer, size_t buffer_b
 
 int32_t heed_verdict_count(const heed_problem* problem) {
   if (problem == nullptr) return 0;
-  return heed::with_problem(problem, []<class Problem>(const Problem&) {
-    return static_cast<int32_t>(heed::impls<Problem>().size());
-  });
+  return heed::with_problem(
+      problem, []<class Problem>(const Problem&) { return static_cast<int32_t>(heed::impls<Problem>().size()); });
 }
 
 heed_status heed_verdict_get(const heed_problem* problem, const heed_plan_options* options, int32_t index,

@@ -32,7 +32,8 @@ Status check_options(const heed_attention_args& a) {
     return invalid_argument(heed::format("softmax_scale = {}: must be finite", a.softmax_scale));
   }
   if (a.reserved != 0) return invalid_argument(heed::format("reserved = {}: must be 0", a.reserved));
-  for (const auto& [name, value] : {std::pair("window_left", a.window_left), std::pair("window_right", a.window_right)}) {
+  for (const auto& [name, value] :
+       {std::pair("window_left", a.window_left), std::pair("window_right", a.window_right)}) {
     if (value < -1) return invalid_argument(heed::format("{} = {}: must be -1 (unbounded) or greater", name, value));
   }
   return {};
@@ -43,13 +44,14 @@ Status check_presence(const heed_attention_args& a) {
   HEED_RETURN_IF_ERROR(required("q", a.q, "attention needs it"));
   HEED_RETURN_IF_ERROR(required("k", a.k, "attention needs it"));
   HEED_RETURN_IF_ERROR(required("v", a.v, "attention needs it"));
-  HEED_RETURN_IF_ERROR(required("out", a.out, a.pass == HEED_PASS_FORWARD ? "the result goes there"
-                                                                          : "the backward pass reads it"));
+  HEED_RETURN_IF_ERROR(
+      required("out", a.out, a.pass == HEED_PASS_FORWARD ? "the result goes there" : "the backward pass reads it"));
   const char* const only_thd = "only with layout thd";
   HEED_RETURN_IF_ERROR(a.layout_q == HEED_LAYOUT_THD ? required("cu_seqlens_q", a.cu_seqlens_q, "layout_q thd needs it")
                                                      : absent("cu_seqlens_q", a.cu_seqlens_q, only_thd));
-  HEED_RETURN_IF_ERROR(a.layout_kv == HEED_LAYOUT_THD ? required("cu_seqlens_k", a.cu_seqlens_k, "layout_kv thd needs it")
-                                                      : absent("cu_seqlens_k", a.cu_seqlens_k, only_thd));
+  HEED_RETURN_IF_ERROR(a.layout_kv == HEED_LAYOUT_THD
+                           ? required("cu_seqlens_k", a.cu_seqlens_k, "layout_kv thd needs it")
+                           : absent("cu_seqlens_k", a.cu_seqlens_k, only_thd));
   if (a.layout_kv == HEED_LAYOUT_THD) {
     HEED_RETURN_IF_ERROR(absent("page_table", a.page_table, "layout_kv is of one page, bshd or bhsd"));
     HEED_RETURN_IF_ERROR(absent("cache_batch_idx", a.cache_batch_idx, "packed keys have no cache rows"));
@@ -128,8 +130,8 @@ Status bind_extents(const heed_attention_args& a, Extents& extents) {
     int64_t capacity = 0;
     if (page_size < 1) return invalid_argument("k: page_size = 0: must be at least 1");
     if (__builtin_mul_overflow(page_size, max_pages, &capacity)) {
-      return invalid_argument(heed::format("page_table.shape[1] = {}: that many pages of {} keys overflow 64 bits",
-                                           max_pages, page_size));
+      return invalid_argument(
+          heed::format("page_table.shape[1] = {}: that many pages of {} keys overflow 64 bits", max_pages, page_size));
     }
     extents.set(Dim::kSeqlenK, capacity, "page_table", 1);
   }
@@ -185,7 +187,7 @@ void set_sizes(const heed_attention_args& a, const Extents& extents, AttentionPr
   p.page_size = extents[Dim::kPageSize];
   p.num_pages = extents[Dim::kNumPages];
   p.cache_batch = extents[Dim::kCacheRows];
-  // Packed: a bias or mask states the longest sequence it serves; else the caller's hint, which results never depend on.
+  // Packed: a bias or mask states the longest sequence it serves; else the caller's hint, which changes no result.
   p.seqlen_q = extents.known(Dim::kSeqlenQ) ? extents[Dim::kSeqlenQ] : std::max<int64_t>(a.max_seqlen_q, 0);
   p.seqlen_k = extents.known(Dim::kSeqlenK) ? extents[Dim::kSeqlenK] : std::max<int64_t>(a.max_seqlen_k, 0);
 }
@@ -256,10 +258,11 @@ Status place_tensors(const heed_attention_args& a, AttentionProblem& p) {
     place(p, slot, strides, t.data);
     return {};
   };
-  const Item wide[] = {{Slot::kQ, a.q, strides_bhsd(a.q, p.layout_q)},       {Slot::kK, a.k, strides_bhsd(a.k, p.layout_kv)},
-                       {Slot::kV, a.v, strides_bhsd(a.v, p.layout_kv)},      {Slot::kOut, a.out, strides_bhsd(a.out, p.layout_q)},
-                       {Slot::kDout, a.dout, strides_bhsd(a.dout, p.layout_q)}, {Slot::kDq, a.dq, strides_bhsd(a.dq, p.layout_q)},
-                       {Slot::kDk, a.dk, strides_bhsd(a.dk, p.layout_kv)},   {Slot::kDv, a.dv, strides_bhsd(a.dv, p.layout_kv)}};
+  const Item wide[] = {
+      {Slot::kQ, a.q, strides_bhsd(a.q, p.layout_q)},          {Slot::kK, a.k, strides_bhsd(a.k, p.layout_kv)},
+      {Slot::kV, a.v, strides_bhsd(a.v, p.layout_kv)},         {Slot::kOut, a.out, strides_bhsd(a.out, p.layout_q)},
+      {Slot::kDout, a.dout, strides_bhsd(a.dout, p.layout_q)}, {Slot::kDq, a.dq, strides_bhsd(a.dq, p.layout_q)},
+      {Slot::kDk, a.dk, strides_bhsd(a.dk, p.layout_kv)},      {Slot::kDv, a.dv, strides_bhsd(a.dv, p.layout_kv)}};
   for (const Item& item : wide) {
     if (present(item.tensor)) HEED_RETURN_IF_ERROR(put(item.slot, item.tensor, item.strides));
   }
@@ -276,7 +279,8 @@ Status place_tensors(const heed_attention_args& a, AttentionProblem& p) {
   }
   if (p.alibi) {
     const int64_t* s = a.alibi_slopes.stride;
-    HEED_RETURN_IF_ERROR(put(Slot::kAlibi, a.alibi_slopes, {p.alibi_per_batch ? s[0] : 0, s[p.alibi_per_batch ? 1 : 0], 0, 0}));
+    HEED_RETURN_IF_ERROR(
+        put(Slot::kAlibi, a.alibi_slopes, {p.alibi_per_batch ? s[0] : 0, s[p.alibi_per_batch ? 1 : 0], 0, 0}));
   }
   return {};
 }
@@ -307,7 +311,8 @@ const float* floats_of(const heed_tensor& tensor) { return static_cast<const flo
 
 // Letters and hints that change nothing: broadcast over one, the longest packed sequence.
 void normalise(AttentionProblem& p) {
-  const std::array<int64_t, 4> extents = {p.batch, p.nheads_q, p.packed_q() ? 2 : p.seqlen_q, p.packed_k() ? 2 : p.seqlen_k};
+  const std::array<int64_t, 4> extents = {p.batch, p.nheads_q, p.packed_q() ? 2 : p.seqlen_q,
+                                          p.packed_k() ? 2 : p.seqlen_k};
   for (int i = 0; i < 4; ++i) {
     if (extents[static_cast<size_t>(i)] != 1) continue;
     p.bias_dims = static_cast<uint8_t>(p.bias_dims & ~(1 << i));

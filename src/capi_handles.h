@@ -39,8 +39,8 @@ Status check_struct(const Struct* object, std::string_view name) {
   const auto* const bytes = reinterpret_cast<const unsigned char*>(object);
   for (uint64_t i = sizeof(Struct); i < object->struct_size; ++i) {
     if (bytes[i] != 0) {
-      return not_supported(heed::format("{}: byte {} is set, but heed {} knows only the first {}; a later heed may", name, i,
-                                        HEED_VERSION, sizeof(Struct)));
+      return not_supported(heed::format("{}: byte {} is set, but heed {} knows only the first {}; a later heed may",
+                                        name, i, HEED_VERSION, sizeof(Struct)));
     }
   }
   return {};

@@ -32,11 +32,12 @@ std::string machine_text(const CpuFacts& cpu) {
   text += heed::format("  cpu               {} ({}, family {}, model {})\n", cpu.model.empty() ? "unknown" : cpu.model,
                        cpu.vendor.empty() ? "unknown" : cpu.vendor, cpu.family, cpu.model_number);
   text += heed::format("  cores             {}\n", cpu.num_cores);
-  text += heed::format("  caches            L1d {}, L2 {} per core, L3 {}\n", size_text(cpu.l1d_bytes), size_text(cpu.l2_bytes),
-                       size_text(cpu.l3_bytes));
+  text += heed::format("  caches            L1d {}, L2 {} per core, L3 {}\n", size_text(cpu.l1d_bytes),
+                       size_text(cpu.l2_bytes), size_text(cpu.l3_bytes));
   text += heed::format("  instruction sets  {}\n", sets.empty() ? "none that heed uses" : sets);
   if (cpu.avx512_bf16) {
-    text += heed::format("  bf16 dot product  {} than f32 multiply-adds here\n", cpu.bf16_dot_pays ? "faster" : "not faster");
+    text += heed::format("  bf16 dot product  {} than f32 multiply-adds here\n",
+                         cpu.bf16_dot_pays ? "faster" : "not faster");
   }
   return text;
 }
@@ -44,7 +45,9 @@ std::string machine_text(const CpuFacts& cpu) {
 // Small problems that a row of each kind does; a row is here if it does any of them.
 std::vector<std::string_view> sample_lines(std::string_view op, bool backward) {
   if (op == "kv_append") return {"kv_append b=1 hkv=1 sn=1 sk=64 d=64 f32"};
-  if (backward) return {"attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 f32 pass=bwd", "attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 bf16 pass=bwd"};
+  if (backward)
+    return {"attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 f32 pass=bwd",
+            "attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 bf16 pass=bwd"};
   return {"attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 f32", "attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 bf16"};
 }
 
@@ -84,5 +87,6 @@ std::string info_text() {
 }  // namespace heed
 
 extern "C" heed_status heed_info(char* buffer, size_t buffer_bytes, size_t* needed) {
-  return heed::guarded([&]() -> heed::Status { return heed::copy_text(heed::info_text(), buffer, buffer_bytes, needed); });
+  return heed::guarded(
+      [&]() -> heed::Status { return heed::copy_text(heed::info_text(), buffer, buffer_bytes, needed); });
 }

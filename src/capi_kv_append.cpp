@@ -45,7 +45,8 @@ struct RowDims {
   Dim packed, rows, sequence, heads;
 };
 
-Status bind_rows(Extents& extents, const char* name, const heed_tensor& t, int32_t layout, const RowDims& dims, Dim last) {
+Status bind_rows(Extents& extents, const char* name, const heed_tensor& t, int32_t layout, const RowDims& dims,
+                 Dim last) {
   if (!present(t)) return {};
   switch (layout) {
     case HEED_LAYOUT_BSHD: return extents.bind(name, t, {dims.rows, dims.sequence, dims.heads, last});
@@ -86,8 +87,9 @@ Status bind_extents(const heed_kv_append_args& a, Extents& extents) {
     HEED_RETURN_IF_ERROR(extents.bind("rotary_cos", a.rotary_cos, {Dim::kRotaryRows, Dim::kRotaryPairs}));
     HEED_RETURN_IF_ERROR(extents.bind("rotary_sin", a.rotary_sin, {Dim::kRotaryRows, Dim::kRotaryPairs}));
     if (extents[Dim::kRotaryPairs] < 1 || extents[Dim::kRotaryPairs] > extents[Dim::kHeadDim] / 2) {
-      return invalid_argument(heed::format("rotary_cos.shape[1] = {}: must be rotary_dim / 2, from 1 to {} (half of head_dim)",
-                                           extents[Dim::kRotaryPairs], extents[Dim::kHeadDim] / 2));
+      return invalid_argument(
+          heed::format("rotary_cos.shape[1] = {}: must be rotary_dim / 2, from 1 to {} (half of head_dim)",
+                       extents[Dim::kRotaryPairs], extents[Dim::kHeadDim] / 2));
     }
   }
   if (present(a.cu_seqlens_new)) HEED_RETURN_IF_ERROR(extents.bind_offsets("cu_seqlens_new", a.cu_seqlens_new));

@@ -12,8 +12,9 @@ namespace heed {
 namespace {
 
 constexpr std::array<std::string_view, static_cast<size_t>(Dim::kCount)> kDimNames = {
-    "batch",    "total_q",  "total_k",    "total_new", "seqlen_q",  "seqlen_k",  "seqlen_new",  "nheads_q",    "nheads_kv",
-    "head_dim", "head_dim_v", "num_pages", "page_size", "max_pages", "cache rows", "rotary rows", "rotary_dim / 2"};
+    "batch",      "total_q",   "total_k",    "total_new",   "seqlen_q",      "seqlen_k",
+    "seqlen_new", "nheads_q",  "nheads_kv",  "head_dim",    "head_dim_v",    "num_pages",
+    "page_size",  "max_pages", "cache rows", "rotary rows", "rotary_dim / 2"};
 
 std::string shape_words(std::initializer_list<Dim> dims) {
   std::string text;
@@ -35,8 +36,8 @@ Status check_ndim(const char* name, const heed_tensor& tensor, std::initializer_
 
 Status check_tensor(const char* name, const heed_tensor& tensor, int32_t ndim) {
   if (tensor.dtype < HEED_DTYPE_F32 || tensor.dtype > HEED_DTYPE_BOOL) {
-    return invalid_argument(heed::format("{}.dtype = {}: must be from {} (f32) to {} (bool), or 0 if there is none", name,
-                                         tensor.dtype, HEED_DTYPE_F32, HEED_DTYPE_BOOL));
+    return invalid_argument(heed::format("{}.dtype = {}: must be from {} (f32) to {} (bool), or 0 if there is none",
+                                         name, tensor.dtype, HEED_DTYPE_F32, HEED_DTYPE_BOOL));
   }
   if (tensor.ndim != ndim) return invalid_argument(heed::format("{}.ndim = {}: must be {}", name, tensor.ndim, ndim));
   for (int32_t i = 0; i < ndim; ++i) {
@@ -77,7 +78,8 @@ Status required(const char* name, const heed_tensor& tensor, const char* why) {
 
 Status absent(const char* name, const heed_tensor& tensor, const char* why) {
   if (!present(tensor)) return {};
-  return invalid_argument(heed::format("{}: given (dtype {}); {}", name, dtype_name(static_cast<Dtype>(tensor.dtype)), why));
+  return invalid_argument(
+      heed::format("{}: given (dtype {}); {}", name, dtype_name(static_cast<Dtype>(tensor.dtype)), why));
 }
 
 Status check_enum(const char* name, int32_t value, int32_t count, const char* allowed) {
@@ -95,7 +97,10 @@ Status Extents::agree(const char* name, int index, int64_t extent, Dim dim, int3
   const std::string_view word = kDimNames[static_cast<size_t>(dim)];
   const int32_t more = one_less - known.one_less;
   return invalid_argument(heed::format("{}.shape[{}] = {}: must equal {}.shape[{}]{} = {} ({})", name, index, extent,
-                                       known.tensor, known.index, more > 0 ? " + 1" : more < 0 ? " - 1" : "",
+                                       known.tensor, known.index,
+                                       more > 0   ? " + 1"
+                                       : more < 0 ? " - 1"
+                                                  : "",
                                        known.value + one_less, word));
 }
 
@@ -110,8 +115,8 @@ Status Extents::bind(const char* name, const heed_tensor& tensor, std::initializ
   const int last = index - 1;
   const bool empty = std::any_of(tensor.shape, tensor.shape + index, [](int64_t extent) { return extent == 0; });
   if (!any_last_stride && tensor.shape[last] > 1 && !empty && tensor.stride[last] != 1) {
-    return invalid_argument(heed::format("{}.stride[{}] = {}: must be 1, elements of the last dimension are neighbours", name,
-                                         last, tensor.stride[last]));
+    return invalid_argument(heed::format("{}.stride[{}] = {}: must be 1, elements of the last dimension are neighbours",
+                                         name, last, tensor.stride[last]));
   }
   return {};
 }

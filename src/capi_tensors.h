@@ -13,18 +13,27 @@
 namespace heed {
 
 // What the dimensions of tensors count.
+// clang-format off
 enum class Dim : int32_t {
-  kBatch, kTotalQ, kTotalK, kTotalNew, kSeqlenQ, kSeqlenK, kSeqlenNew, kNheadsQ, kNheadsKv, kHeadDim, kHeadDimV,
-  kNumPages, kPageSize, kMaxPages, kCacheRows, kRotaryRows, kRotaryPairs, kCount
+  kBatch,
+  kTotalQ, kTotalK, kTotalNew,                                // packed rows
+  kSeqlenQ, kSeqlenK, kSeqlenNew,
+  kNheadsQ, kNheadsKv, kHeadDim, kHeadDimV,
+  kNumPages, kPageSize, kMaxPages, kCacheRows,
+  kRotaryRows, kRotaryPairs,
+  kCount
 };
+// clang-format on
 
 inline bool present(const heed_tensor& tensor) { return tensor.dtype != HEED_DTYPE_NONE; }
 
 // Sizes as the tensors state them. The first tensor with a dimension sets it, the others have to agree.
 class Extents {
  public:
-  // `dims` in the order of the tensor's shape. Also checks the tensor by itself, its last stride unless `any_last_stride`.
-  Status bind(const char* name, const heed_tensor& tensor, std::initializer_list<Dim> dims, bool any_last_stride = false);
+  // `dims` in the order of the tensor's shape. Also checks the tensor by itself; the last stride has to be 1 unless
+  // `any_last_stride`.
+  Status bind(const char* name, const heed_tensor& tensor, std::initializer_list<Dim> dims,
+              bool any_last_stride = false);
   // The same for a tensor whose dimensions may be 1 instead (bias, mask).
   Status bind_broadcast(const char* name, const heed_tensor& tensor, std::initializer_list<Dim> dims);
   // i32 [batch + 1].
@@ -63,8 +72,8 @@ Status resolve_executor(const heed_executor*& executor, int32_t num_threads, int
 // Strides of a tensor with dimensions in `layout`, in the order (b, h, s, d).
 std::array<int64_t, 4> strides_bhsd(const heed_tensor& tensor, Layout layout);
 
-// Puts a tensor's strides and alignment into the problem. Strides that no address uses (sizes 0 and 1) become those of a
-// contiguous tensor, so that equal questions have equal keys.
+// Puts a tensor's strides and alignment into the problem. Strides that no address uses (sizes 0 and 1) become those of
+// a contiguous tensor, so that equal questions have equal keys.
 template <class Problem, class SlotOf>
 void place(Problem& problem, SlotOf slot, std::array<int64_t, 4> strides, const void* data) {
   const std::array<int64_t, 4> shape = slot_shape(problem, slot);

@@ -35,8 +35,9 @@ Status check_pages(const Pages& pages, int64_t row, int64_t length) {
   for (int64_t page = 0; page < used; ++page) {
     const int32_t entry = pages.table[row * pages.row_stride + page];
     if (entry < 0 || entry >= pages.num_pages) {
-      return invalid_argument(heed::format("page_table[{}, {}] = {}: must be from 0 to {} (num_pages - 1); {} keys need it",
-                                           row, page, entry, pages.num_pages - 1, length));
+      return invalid_argument(
+          heed::format("page_table[{}, {}] = {}: must be from 0 to {} (num_pages - 1); {} keys need it", row, page,
+                       entry, pages.num_pages - 1, length));
     }
   }
   return {};
@@ -79,7 +80,8 @@ Status check_rotary(const KvAppendProblem& p, const KvAppendArgs& args, int64_t 
   if (!p.rotary()) return {};
   const int64_t leftpad = args.leftpad_k != nullptr ? args.leftpad_k[b] : 0;
   const int64_t first = args.rotary_seqlens != nullptr ? args.rotary_seqlens[b] : args.cache_seqlens[b] - leftpad;
-  const int64_t turned = std::max(p.append ? added : 0, p.has_q() ? (p.q_per_position ? queries : std::min<int64_t>(queries, 1)) : 0);
+  const int64_t turned =
+      std::max(p.append ? added : 0, p.has_q() ? (p.q_per_position ? queries : std::min<int64_t>(queries, 1)) : 0);
   if (turned == 0 || (first >= 0 && first + turned <= p.rotary_rows)) return {};
   return invalid_argument(heed::format("{}[{}] = {}: positions {} to {} must be rows of rotary_cos, 0 to {}",
                                        args.rotary_seqlens != nullptr ? "rotary_seqlens" : "cache_seqlens", b,
@@ -99,8 +101,8 @@ Status check_data(const KvAppendProblem& p, const KvAppendArgs& args) {
     const int64_t before = args.cache_seqlens[b];
     HEED_RETURN_IF_ERROR(check_value("cache_seqlens", b, before, 0, p.seqlen_k, "capacity of a cache row"));
     if (before + added > p.seqlen_k) {
-      return invalid_argument(heed::format("cache_seqlens[{}] = {}: must leave room for {} new keys in a capacity of {}", b,
-                                           before, added, p.seqlen_k));
+      return invalid_argument(heed::format(
+          "cache_seqlens[{}] = {}: must leave room for {} new keys in a capacity of {}", b, before, added, p.seqlen_k));
     }
     if (args.leftpad_k != nullptr) {
       HEED_RETURN_IF_ERROR(check_value("leftpad_k", b, args.leftpad_k[b], 0, before, "keys of this sequence"));

@@ -1,5 +1,5 @@
-/* The headers are C, and the library does what they say: a small attention against numbers worked out by hand, a plan run
- * twice, errors. Linked with the shared library, so it sees what a user sees. */
+/* The headers are C, and the library does what they say: a small attention against numbers worked out by hand, a plan
+ * run twice, errors. Linked with the shared library, so it sees what a user sees. */
 #include <heed/heed.h>
 
 #include <math.h>
@@ -9,12 +9,12 @@
 
 static int failures = 0;
 
-#define CHECK(condition)                                                                          \
-  do {                                                                                            \
-    if (!(condition)) {                                                                           \
-      printf("%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, heed_last_error());  \
-      ++failures;                                                                                 \
-    }                                                                                             \
+#define CHECK(condition)                                                                         \
+  do {                                                                                           \
+    if (!(condition)) {                                                                          \
+      printf("%s:%d: %s (last error: %s)\n", __FILE__, __LINE__, #condition, heed_last_error()); \
+      ++failures;                                                                                \
+    }                                                                                            \
   } while (0)
 
 static heed_tensor rows(void* data, int64_t num_rows, int64_t width) { /* [1, num_rows, 1, width] */
@@ -30,7 +30,8 @@ static heed_tensor rows(void* data, int64_t num_rows, int64_t width) { /* [1, nu
 
 static int near(float got, double want) { return fabs((double)got - want) <= 1e-6; }
 
-/* Scores ln 1, ln 3 for query 0 and 0, 0 for query 1, so weights (1/4, 3/4) and (1/2, 1/2). Causal hides key 1 from query 0. */
+/* Scores ln 1, ln 3 for query 0 and 0, 0 for query 1, so weights (1/4, 3/4) and (1/2, 1/2). Causal hides key 1 from
+ * query 0. */
 static float q[2] = {1.0f, 0.0f}, k[2] = {0.0f, 1.0986123f}, v[4] = {4.0f, -8.0f, 8.0f, 16.0f};
 static float out[4], lse[2];
 

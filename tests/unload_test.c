@@ -1,4 +1,4 @@
-/* The library is loaded, computes on its threads and is unloaded, several times: it leaves no thread and no handler behind. */
+/* The library is loaded, computes on its threads and is unloaded, three times: it leaves no thread or handler behind. */
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,7 +1,7 @@
 // heed for C++20: the C interface (heed/heed.h) with views, exceptions and owning handles. Header-only.
 //
-//   heed::attention(heed::TensorView(q, {b, s, h, d}), heed::TensorView(k, {b, s, h, d}), heed::TensorView(v, {b, s, h, d}),
-//                   heed::TensorView(out, {b, s, h, d}), {.causal = true});
+//   heed::attention(heed::TensorView(q, {b, s, h, d}), heed::TensorView(k, {b, s, h, d}),
+//                   heed::TensorView(v, {b, s, h, d}), heed::TensorView(out, {b, s, h, d}), {.causal = true});
 #ifndef HEED_HEED_HPP
 #define HEED_HEED_HPP
 
@@ -62,7 +62,8 @@ class TensorView {
       : TensorView(data, kDtypeOf<std::remove_const_t<T>>, shape, strides) {}
 
   // The same for 16-bit data behind any pointer: TensorView(pointer, HEED_DTYPE_BF16, {b, s, h, d}).
-  TensorView(const void* data, heed_dtype dtype, std::span<const int64_t> shape, std::span<const int64_t> strides = {}) {
+  TensorView(const void* data, heed_dtype dtype, std::span<const int64_t> shape,
+             std::span<const int64_t> strides = {}) {
     if (shape.empty() || shape.size() > HEED_MAX_DIMS || (!strides.empty() && strides.size() != shape.size())) {
       throw Error(HEED_INVALID_ARGUMENT, "TensorView: shape must have 1 to 4 dimensions, and strides as many or none");
     }
@@ -87,8 +88,8 @@ class TensorView {
   heed_tensor tensor_ = {};
 };
 
-// An executor made of a function: run(num_tasks, task) calls task(i) for every i in [0, num_tasks) and returns when all are
-// done. It must not throw.
+// An executor made of a function: run(num_tasks, task) calls task(i) for every i in [0, num_tasks) and returns when
+// all are done. It must not throw.
 class Executor {
  public:
   using Task = std::function<void(int32_t)>;
@@ -189,8 +190,8 @@ inline heed_attention_args attention_args(const TensorView& q, const TensorView&
 // options.lse is the forward pass's, and needed.
 inline heed_attention_args attention_backward_args(const TensorView& q, const TensorView& k, const TensorView& v,
                                                    const TensorView& out, const TensorView& dout,
-                                                   const AttentionGradients& gradients,
-                                                   const AttentionOptions& options, const TensorView& dlse = {}) {
+                                                   const AttentionGradients& gradients, const AttentionOptions& options,
+                                                   const TensorView& dlse = {}) {
   heed_attention_args args = attention_args(q, k, v, out, options);
   args.pass = HEED_PASS_BACKWARD;
   args.dout = dout.tensor();
@@ -277,7 +278,8 @@ class Problem {
 // How it will be done. Any number of threads may run one plan at once, each with its own workspace.
 class Plan {
  public:
-  explicit Plan(const Problem& problem, const char* backend = nullptr) : plan_(create(problem, backend), &heed_plan_destroy) {}
+  explicit Plan(const Problem& problem, const char* backend = nullptr)
+      : plan_(create(problem, backend), &heed_plan_destroy) {}
 
   size_t workspace_bytes() const { return heed_plan_workspace_bytes(get()); }
   std::string impl() const { return heed_plan_impl(get()); }

@@ -15,7 +15,8 @@
 
 namespace heed {
 
-inline void run_on_openmp(void* /*context*/, int32_t num_tasks, void (*task)(void* argument, int32_t index), void* argument) {
+inline void run_on_openmp(void* /*context*/, int32_t num_tasks, void (*task)(void* argument, int32_t index),
+                          void* argument) {
 #pragma omp parallel for schedule(dynamic, 1)
   for (int32_t i = 0; i < num_tasks; ++i) task(argument, i);
 }

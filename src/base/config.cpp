@@ -12,20 +12,23 @@ namespace {
 
 struct State {
   Config config;
+  std::array<char, 128> backend = {};
   std::array<ConfigEntry, 5> entries = {{
       {"HEED_BACKEND", "", "force one backend: a folder (cpu, ref) or a full name; that one or an error", {}, false},
-      {"HEED_THREADS", "0", "CPU threads of heed's own pool, the caller's included, 0 to 1024; 0: one per core", {}, false},
-      {"HEED_LOG", "off", "least severe messages that the log callback receives: off, error, warning, info or debug", {}, false},
-      {"HEED_SPIN_US", "50", "microseconds that an idle thread of the pool spins before it sleeps, 0 to 1000000", {}, false},
-      {"HEED_PLAN_CACHE", "1024", "plans kept by the one-call functions, 0 to 1000000; 0: none", {}, false},
+      {"HEED_THREADS", "0", "CPU threads of heed's own pool, the caller's included; 0: one per core", {}, false},
+      {"HEED_LOG", "off", "what the log callback hears: off, error, warning, info or debug, and worse", {}, false},
+      {"HEED_SPIN_US", "50", "microseconds that an idle thread of the pool spins before it sleeps", {}, false},
+      {"HEED_PLAN_CACHE", "1024", "plans kept by the one-call functions; 0: none", {}, false},
   }};
   std::vector<std::string> warnings;
 
   State() {
-    take(entries[0], "", [&](const std::string& text) { return config.backend = text, true; });
-    take(entries[1], "an integer from 0 to 1024", [&](const std::string& text) { return read(text, 0, 1024, config.threads); });
+    take(entries[0], "shorter than 128 characters", [&](const std::string& text) { return read_backend(text); });
+    take(entries[1], "an integer from 0 to 1024",
+         [&](const std::string& text) { return read(text, 0, 1024, config.threads); });
     take(entries[2], "off, error, warning, info or debug", [&](const std::string& text) { return read_level(text); });
-    take(entries[3], "an integer from 0 to 1000000", [&](const std::string& text) { return read(text, 0, 1000000, config.spin_us); });
+    take(entries[3], "an integer from 0 to 1000000",
+         [&](const std::string& text) { return read(text, 0, 1000000, config.spin_us); });
     take(entries[4], "an integer from 0 to 1000000",
          [&](const std::string& text) { return read(text, 0, 1000000, config.plan_cache); });
   }
@@ -56,6 +59,13 @@ struct State {
     return true;
   }
 
+  bool read_backend(const std::string& text) {
+    if (text.size() >= backend.size()) return false;
+    text.copy(backend.data(), text.size());
+    config.backend = {backend.data(), text.size()};
+    return true;
+  }
+
   bool read_level(const std::string& text) {
     constexpr std::array<std::string_view, 5> kNames = {"off", "error", "warning", "info", "debug"};
     for (size_t i = 0; i < kNames.size(); ++i) {
@@ -65,10 +75,11 @@ struct State {
   }
 };
 
-// Never destroyed: threads that outlive static destruction may still ask.
+// Threads that still compute while the process exits may ask after this is destroyed. What they ask for (Config) lies in
+// static memory and nowhere else, so it is still there; only what `heed info` prints owns memory.
 const State& state() {
-  static const State* const instance = new State;
-  return *instance;
+  static const State instance;
+  return instance;
 }
 
 }  // namespace

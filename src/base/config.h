@@ -9,7 +9,7 @@
 namespace heed {
 
 struct Config {
-  std::string backend;              // HEED_BACKEND: "" or a name to force
+  std::string_view backend;         // HEED_BACKEND: "" or a name to force
   int32_t threads = 0;              // HEED_THREADS: 0: one per core
   int32_t log_level = -1;           // HEED_LOG: error|warning|info|debug -> 0..3; -1 off
   int64_t spin_us = 50;             // HEED_SPIN_US: how long idle threads spin before they sleep

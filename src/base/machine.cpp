@@ -160,19 +160,19 @@ int32_t available_cores() {
   return std::max(cores, 1);
 }
 
-Machine* read_machine() {
-  auto* const machine = new Machine;
-  read_processor(machine->cpu);
-  read_caches(machine->cpu);
-  machine->cpu.num_cores = available_cores();
+Machine read_machine() {
+  Machine machine;
+  read_processor(machine.cpu);
+  read_caches(machine.cpu);
+  machine.cpu.num_cores = available_cores();
   return machine;
 }
 
 }  // namespace
 
 const Machine& machine() {
-  static const Machine* const instance = read_machine();  // never destroyed: threads may outlive static destruction
-  return *instance;
+  static const Machine instance = read_machine();
+  return instance;
 }
 
 }  // namespace heed

@@ -65,17 +65,17 @@ class Spin {
   uint32_t turns_ = 0;
 };
 
-// One job at a time. Its caller opens it, works on it, closes it and waits for the workers that joined it; a worker that
-// slept through the whole job is not waited for. Everything a worker may look at without having joined is atomic.
+// One job at a time. Its caller opens it, works on it, closes it and waits for the workers that joined it; a worker
+// that slept through the whole job is not waited for. What a worker may look at without having joined is atomic.
 class Pool {
  public:
   void run(int32_t num_tasks, void (*task)(void*, int32_t), void* argument);
-  void stop();           // joins the workers; later calls run on the caller's thread
-  void reset_in_child(); // after fork: the workers are gone, whatever they were doing
+  void stop();            // joins the workers; later calls run on the caller's thread
+  void reset_in_child();  // after fork: the workers are gone, whatever they were doing
 
  private:
-  // state_: how many workers are inside the job, whether it is open, whether its caller sleeps until they have left, and
-  // the job's number, by which a worker knows a job that it has already left.
+  // state_: how many workers are inside the job, whether it is open, whether its caller sleeps until they have left,
+  // and the job's number, by which a worker knows a job that it has already left.
   static constexpr uint32_t kInsideMask = 0xfff, kOpen = 1u << 12, kCallerSleeps = 1u << 13, kJobUnit = 1u << 14;
 
   void start();
@@ -225,7 +225,9 @@ constinit Pool g_pool;
 
 // Stops the workers when the process exits or the library is unloaded.
 struct PoolStopper {
-  PoolStopper() { pthread_atfork(nullptr, nullptr, [] { g_pool.reset_in_child(); }); }
+  PoolStopper() {
+    pthread_atfork(nullptr, nullptr, [] { g_pool.reset_in_child(); });
+  }
   ~PoolStopper() { g_pool.stop(); }
 };
 

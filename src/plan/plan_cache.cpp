@@ -6,16 +6,14 @@
 #include <array>
 #include <bit>
 #include <cstring>
+#include <new>
 
 #include "base/config.h"
 
 namespace heed {
 namespace {
 
-constexpr int64_t kMaxShards = 16;
 constexpr int64_t kMinShardCapacity = 64;  // below that one shard: exactly least recently used
-
-int64_t num_shards(int64_t capacity) { return std::clamp<int64_t>(capacity / kMinShardCapacity, 1, kMaxShards); }
 
 uint64_t word_at(const std::byte* bytes) {
   uint64_t word;
@@ -25,18 +23,31 @@ uint64_t word_at(const std::byte* bytes) {
 
 uint64_t mix(uint64_t state, uint64_t word) { return (std::rotl(state, 23) ^ word) * 0x9E3779B97F4A7C15u; }
 
+PlanCache& plan_cache();
+
+// The process's cache. When the process exits, or the library is unloaded, the plans are freed; the cache itself is never
+// destroyed, because other threads may still be computing then.
+struct GlobalCache {
+  alignas(PlanCache) std::byte memory[sizeof(PlanCache)];
+  PlanCache* const cache = new (memory) PlanCache(config().plan_cache);
+
+  GlobalCache() {
+    pthread_atfork([] { plan_cache().lock_all(); }, [] { plan_cache().unlock_all(); },
+                   [] { plan_cache().unlock_all(); });
+  }
+  ~GlobalCache() { cache->clear(); }
+};
+
 PlanCache& plan_cache() {
-  static PlanCache* const cache = new PlanCache(config().plan_cache);  // never destroyed: threads may outlive it
-  static const int registered = pthread_atfork([] { plan_cache().lock_all(); }, [] { plan_cache().unlock_all(); },
-                                               [] { plan_cache().unlock_all(); });
-  (void)registered;
-  return *cache;
+  static GlobalCache global;
+  return *global.cache;
 }
 
 }  // namespace
 
 PlanCache::PlanCache(int64_t capacity)
-    : shard_capacity_(capacity / num_shards(capacity)), shards_(static_cast<size_t>(num_shards(capacity))) {}
+    : num_shards_(std::clamp<int64_t>(capacity / kMinShardCapacity, 1, kMaxShards)),
+      shard_capacity_(capacity / num_shards_) {}
 
 // Four chains of multiplications side by side: a problem is some hundred words, and one chain would wait for each.
 uint64_t PlanCache::hash(const PlanKey& key) {
@@ -101,7 +112,7 @@ std::shared_ptr<const void> PlanCache::insert(const PlanKey& key, std::shared_pt
 
 PlanCacheStats PlanCache::stats() {
   PlanCacheStats total;
-  total.capacity = shard_capacity_ * static_cast<int64_t>(shards_.size());
+  total.capacity = shard_capacity_ * num_shards_;
   for (Shard& shard : shards_) {
     const std::lock_guard lock(shard.mutex);
     total.hits += shard.hits;
@@ -113,10 +124,11 @@ PlanCacheStats PlanCache::stats() {
 
 void PlanCache::clear() {
   for (Shard& shard : shards_) {
-    Entries evicted;
+    Entries entries;  // destroyed after the lock is released
+    Index index;
     const std::lock_guard lock(shard.mutex);
-    shard.index.clear();
-    evicted.splice(evicted.begin(), shard.entries);
+    entries.swap(shard.entries);
+    index.swap(shard.index);  // not clear(): that would keep the table's memory
     shard.hits = shard.misses = 0;
   }
 }

@@ -1,7 +1,8 @@
-// The plan cache: bounded, least recently used out first, shared by all threads. A key is a problem's bytes, what op they
-// belong to, and the backend asked for.
+// The plan cache: bounded, least recently used out first, shared by all threads. A key is a problem's bytes, what op
+// they belong to, and the backend asked for.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <list>
@@ -18,7 +19,7 @@
 namespace heed {
 
 struct PlanKey {
-  const void* op = nullptr;               // an address that only this op has
+  const void* op = nullptr;  // an address that only this op has
   std::span<const std::byte> problem;
   std::string_view backend;
 };
@@ -46,20 +47,22 @@ class PlanCache {
     std::shared_ptr<const void> plan;
   };
   using Entries = std::list<Entry>;
+  using Index = std::unordered_multimap<uint64_t, Entries::iterator>;
   // Threads that run different problems seldom meet at one lock.
   struct alignas(64) Shard {
     std::mutex mutex;
-    Entries entries;                      // most recently used first
-    std::unordered_multimap<uint64_t, Entries::iterator> index;
+    Entries entries;  // most recently used first
+    Index index;
     int64_t hits = 0, misses = 0;
   };
 
   static uint64_t hash(const PlanKey& key);
   static Entries::iterator lookup(Shard& shard, uint64_t hash, const PlanKey& key);
-  Shard& shard_of(uint64_t hash) { return shards_[(hash >> 32) % shards_.size()]; }
+  Shard& shard_of(uint64_t hash) { return shards_[(hash >> 32) % static_cast<uint64_t>(num_shards_)]; }
 
-  int64_t shard_capacity_ = 0;
-  std::vector<Shard> shards_;
+  static constexpr int64_t kMaxShards = 16;
+  int64_t num_shards_, shard_capacity_;
+  std::array<Shard, kMaxShards> shards_;  // of which num_shards_ are used
 };
 
 }  // namespace heed

@@ -4,6 +4,7 @@
 
 #include "base/config.h"
 #include "base/format.h"
+#include "base/log.h"
 #include "base/threads.h"
 #include "plan/registry.h"
 
@@ -66,7 +67,8 @@ Verdict verdict_of(const Impl<Problem>& row, const Problem& problem, const Force
     return decline(heed::format("not asked: {} = \"{}\"", forced.said_by, forced.backend));
   }
   if (forced.backend.empty() && row.only_forced) {
-    return decline(heed::format("runs only when forced (backend \"{}\"): it is the yardstick, not a fallback", row.name));
+    return decline(
+        heed::format("runs only when forced (backend \"{}\"): it is the yardstick, not a fallback", row.name));
   }
   return row.check(problem, machine());
 }
@@ -79,7 +81,8 @@ Candidate<Problem>* chosen_of(std::vector<Candidate<Problem>>& candidates) {
 
 // Why nothing does it: each reason once, with the rows that give it.
 template <class Problem>
-Status nothing_accepts(const Problem& problem, const Forced& forced, const std::vector<Candidate<Problem>>& candidates) {
+Status nothing_accepts(const Problem& problem, const Forced& forced,
+                       const std::vector<Candidate<Problem>>& candidates) {
   std::vector<std::pair<std::string, std::string>> reasons;  // sentence, rows
   for (const Candidate<Problem>& candidate : candidates) {
     const Impl<Problem>& row = *candidate.impl;
@@ -92,9 +95,9 @@ Status nothing_accepts(const Problem& problem, const Forced& forced, const std::
       same->second += ", " + std::string(row.name);
     }
   }
-  std::string text = forced.backend.empty()
-                         ? heed::format("no backend does \"{}\"", to_string(problem))
-                         : heed::format("{} = \"{}\" does not do \"{}\"", forced.said_by, forced.backend, to_string(problem));
+  std::string text = forced.backend.empty() ? heed::format("no backend does \"{}\"", to_string(problem))
+                                            : heed::format("{} = \"{}\" does not do \"{}\"", forced.said_by,
+                                                           forced.backend, to_string(problem));
   for (const auto& [sentence, rows] : reasons) text += heed::format("; {}: {}", rows, sentence);
   for (const Impl<Problem>* row : impls<Problem>()) {
     if (forced.backend.empty() && row->only_forced && row->check(problem, machine()).accepted) {
@@ -113,6 +116,9 @@ Result<std::shared_ptr<const Plan<Problem>>> plan_of(const Problem& problem, con
   plan->problem = problem;
   plan->impl = chosen->impl;
   HEED_RETURN_IF_ERROR(chosen->impl->prepare(problem, machine(), *plan));
+  if (log_enabled(HEED_LOG_DEBUG)) {
+    log_message(HEED_LOG_DEBUG, heed::format("planned \"{}\": {}", to_string(problem), plan->impl->name));
+  }
   return std::shared_ptr<const Plan<Problem>>(std::move(plan));
 }
 
@@ -156,12 +162,14 @@ Result<std::shared_ptr<const Plan<Problem>>> make_plan(const Problem& problem, s
 
 template <class Problem>
 std::string to_string(const Plan<Problem>& plan) {
-  std::string text = heed::format("{} · {} thread{} · workspace {}\n", plan.impl->name, plan.problem.threads,
-                                  plan.problem.threads == 1 ? "" : "s", amount(static_cast<double>(plan.workspace_bytes), "B"));
+  std::string text =
+      heed::format("{} · {} thread{} · workspace {}\n", plan.impl->name, plan.problem.threads,
+                   plan.problem.threads == 1 ? "" : "s", amount(static_cast<double>(plan.workspace_bytes), "B"));
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const Step<Problem>& step = plan.steps[i];
-    text += heed::format("  step {}: {} · {} unit{} of work · scratch {} per worker · workspace {} at {}\n", i + 1, step.kernel,
-                         step.grid, step.grid == 1 ? "" : "s", amount(static_cast<double>(step.scratch_bytes), "B"),
+    text += heed::format("  step {}: {} · {} unit{} of work · scratch {} per worker · workspace {} at {}\n", i + 1,
+                         step.kernel, step.grid, step.grid == 1 ? "" : "s",
+                         amount(static_cast<double>(step.scratch_bytes), "B"),
                          amount(static_cast<double>(step.workspace_bytes), "B"), step.workspace_offset);
   }
   return text;
@@ -200,11 +208,11 @@ Status run(const Plan<Problem>& plan, const typename ArgsOf<Problem>::type& args
   return {};
 }
 
-#define HEED_INSTANTIATE(Problem)                                                                                     \
-  template Result<std::vector<Candidate<Problem>>> judge(const Problem&, std::string_view);                           \
-  template Result<std::shared_ptr<const Plan<Problem>>> make_plan(const Problem&, std::string_view);                  \
-  template std::string to_string(const Plan<Problem>&);                                                               \
-  template std::string explain(const Problem&, std::string_view);                                                     \
+#define HEED_INSTANTIATE(Problem)                                                                    \
+  template Result<std::vector<Candidate<Problem>>> judge(const Problem&, std::string_view);          \
+  template Result<std::shared_ptr<const Plan<Problem>>> make_plan(const Problem&, std::string_view); \
+  template std::string to_string(const Plan<Problem>&);                                              \
+  template std::string explain(const Problem&, std::string_view);                                    \
   template Status run(const Plan<Problem>&, const typename ArgsOf<Problem>::type&);
 HEED_INSTANTIATE(AttentionProblem)
 HEED_INSTANTIATE(KvAppendProblem)

@@ -7,7 +7,8 @@ int main() {
   const std::vector<float> q(2 * 8, 0.5f), k(3 * 8, 0.25f), v(3 * 8, 2.0f);
   std::vector<float> out(2 * 8);
   heed::attention(heed::TensorView(q.data(), {1, 2, 1, 8}), heed::TensorView(k.data(), {1, 3, 1, 8}),
-                  heed::TensorView(v.data(), {1, 3, 1, 8}), heed::TensorView(out.data(), {1, 2, 1, 8}), {.causal = true});
+                  heed::TensorView(v.data(), {1, 3, 1, 8}), heed::TensorView(out.data(), {1, 2, 1, 8}),
+                  {.causal = true});
   try {
     heed::Problem::parse("attention wings=2");
     return 1;

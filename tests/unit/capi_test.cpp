@@ -1,5 +1,5 @@
-// The C interface from C++: texts, handles, one-call and planned runs, memory, threads and forks. errors_test.cpp provokes
-// the errors.
+// The C interface from C++: texts, handles, one-call and planned runs, memory, threads and forks. errors_test.cpp
+// provokes the errors.
 #include <gtest/gtest.h>
 
 #include <sys/wait.h>
@@ -111,7 +111,8 @@ TEST(Core, InfoNamesMachineBackendsAndConfiguration) {
   ASSERT_EQ(heed_info(nullptr, 0, &needed), HEED_OK);
   std::string text(needed, '\0');
   ASSERT_EQ(heed_info(text.data(), needed, nullptr), HEED_OK);
-  for (const char* part : {"cpu", "cores", "caches", "cpu/attention_fwd_neon", "ref/attention", "cpu/kv_append", "HEED_SPIN_US"}) {
+  for (const char* part :
+       {"cpu", "cores", "caches", "cpu/attention_fwd_neon", "ref/attention", "cpu/kv_append", "HEED_SPIN_US"}) {
     EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
   }
 }
@@ -335,8 +336,8 @@ TEST(Cache, CountsAndClears) {
   EXPECT_EQ(stats.struct_size, sizeof stats);
 }
 
-// The whole of a call but the kernel: an empty sequence leaves nothing to compute. Time of this thread, so that what else
-// the machine does is not in it.
+// The whole of a call but the kernel: an empty sequence leaves nothing to compute. Time of this thread, so that what
+// else the machine does is not in it.
 TEST(Cost, OfACallIsPrinted) {
   const auto thread_us = [] {
     timespec now;

@@ -1,5 +1,5 @@
-// The table of HEED_* variables: values, and what happens to bad ones. Each case runs in a child with its own environment,
-// because a process reads the table once.
+// The table of HEED_* variables: values, and what happens to bad ones. Each case runs in a child with its own
+// environment, because a process reads the table once.
 #include <gtest/gtest.h>
 
 #include <sys/wait.h>
@@ -30,7 +30,8 @@ void in_child(std::vector<std::pair<const char*, const char*>> variables, Body b
 
 TEST(Config, Defaults) {
   in_child({}, [] {
-    for (const char* name : {"HEED_BACKEND", "HEED_THREADS", "HEED_LOG", "HEED_SPIN_US", "HEED_PLAN_CACHE"}) unsetenv(name);
+    for (const char* name : {"HEED_BACKEND", "HEED_THREADS", "HEED_LOG", "HEED_SPIN_US", "HEED_PLAN_CACHE"})
+      unsetenv(name);
     const Config& c = config();
     return c.backend.empty() && c.threads == 0 && c.log_level == -1 && c.spin_us == 50 && c.plan_cache == 1024 &&
            config_warnings().empty();
@@ -38,7 +39,11 @@ TEST(Config, Defaults) {
 }
 
 TEST(Config, ValuesFromTheEnvironment) {
-  in_child({{"HEED_BACKEND", "ref"}, {"HEED_THREADS", "3"}, {"HEED_LOG", "info"}, {"HEED_SPIN_US", "0"}, {"HEED_PLAN_CACHE", "7"}},
+  in_child({{"HEED_BACKEND", "ref"},
+            {"HEED_THREADS", "3"},
+            {"HEED_LOG", "info"},
+            {"HEED_SPIN_US", "0"},
+            {"HEED_PLAN_CACHE", "7"}},
            [] {
              const Config& c = config();
              bool all_set = true;
@@ -74,7 +79,8 @@ TEST(Config, TheLogHearsOfBadValues) {
     config();  // read before there is a callback: nothing may be lost
     int calls = 0;
     return heed_set_log(&keep, &calls, HEED_LOG_WARNING) == HEED_OK && calls == 2 &&
-           messages()[0].find("1 HEED_SPIN_US = \"soon\"") == 0 && messages()[1].find("HEED_PLAN_CACHE") != std::string::npos;
+           messages()[0].find("1 HEED_SPIN_US = \"soon\"") == 0 &&
+           messages()[1].find("HEED_PLAN_CACHE") != std::string::npos;
   });
 }
 

@@ -1,5 +1,5 @@
-// Every error of the C interface's core, attention and kv_append functions, provoked: its code, and that the sentence names
-// the argument, its value and what is allowed. On an error no output is written.
+// Every error of the C interface's core, attention and kv_append functions, provoked: its code, and that the sentence
+// names the argument, its value and what is allowed. On an error no output is written.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -83,7 +83,8 @@ TEST(Errors, OneTensorByItself) {
       {"strides of out", [](Args& a) { a.out.stride[0] = 0; }},
       {"q = NULL must be an address", [](Args& a) { a.q.data = nullptr; }},
       {"must be a power of two from 4", [](Args& a) { a.q.data = static_cast<char*>(a.q.data) + 2; }},
-      {"head_dim = 513 must be from 1 to 512", [](Args& a) { a.q.shape[3] = a.k.shape[3] = 513, a.q.data = a.k.data = g_floats; }},
+      {"head_dim = 513 must be from 1 to 512",
+       [](Args& a) { a.q.shape[3] = a.k.shape[3] = 513, a.q.data = a.k.data = g_floats; }},
   });
 }
 
@@ -98,41 +99,87 @@ TEST(Errors, TensorsAgainstEachOther) {
       {"nheads_q = 4 must be a multiple of nheads_kv = 3", [](Args& a) { a.k.shape[2] = a.v.shape[2] = 3; }},
       {"k.dtype = bf16: must be f32", [](Args& a) { a.k.dtype = HEED_DTYPE_BF16; }},
       {"v.dtype = f16: must be f32", [](Args& a) { a.v.dtype = HEED_DTYPE_F16; }},
-      {"lse.shape[2] = 4: must equal q.shape[1] = 3 (seqlen_q)", [](Args& a) { a.lse = floats({2, 4, 4}); }},
-      {"lse.dtype = f16: must be f32", [](Args& a) { a.lse = floats({2, 4, 3}), a.lse.dtype = HEED_DTYPE_F16; }},
-      {"bias.shape[3] = 4: must equal k.shape[1] = 5 (seqlen_k)", [](Args& a) { a.bias = floats({1, 1, 3, 4}); }},
-      {"bias.stride[3] = 2: must be 1, or 0", [](Args& a) { a.bias = floats({1, 1, 3, 5}), a.bias.stride[3] = 2; }},
-      {"bias_dtype = f16 must be f32", [](Args& a) { a.bias = floats({1, 1, 3, 5}), a.bias.dtype = HEED_DTYPE_F16; }},
-      {"mask.dtype = f32: must be bool", [](Args& a) { a.mask = floats({2, 4, 3, 5}); }},
-      {"mask.ndim = 2: must be 4", [](Args& a) { a.mask = floats({3, 5}); }},
-      {"alibi_slopes.shape[0] = 2: must equal q.shape[2] = 4 (nheads_q)", [](Args& a) { a.alibi_slopes = floats({2}); }},
-      {"alibi_slopes.dtype = i32: must be f32", [](Args& a) { a.alibi_slopes = numbers({2, 4}); }},
+      {"lse.shape[2] = 4: must equal q.shape[1] = 3 (seqlen_q)",
+       [](Args& a) {
+         a.lse = floats({2, 4, 4});
+       }},
+      {"lse.dtype = f16: must be f32",
+       [](Args& a) {
+         a.lse = floats({2, 4, 3}), a.lse.dtype = HEED_DTYPE_F16;
+       }},
+      {"bias.shape[3] = 4: must equal k.shape[1] = 5 (seqlen_k)",
+       [](Args& a) {
+         a.bias = floats({1, 1, 3, 4});
+       }},
+      {"bias.stride[3] = 2: must be 1, or 0",
+       [](Args& a) {
+         a.bias = floats({1, 1, 3, 5}), a.bias.stride[3] = 2;
+       }},
+      {"bias_dtype = f16 must be f32",
+       [](Args& a) {
+         a.bias = floats({1, 1, 3, 5}), a.bias.dtype = HEED_DTYPE_F16;
+       }},
+      {"mask.dtype = f32: must be bool",
+       [](Args& a) {
+         a.mask = floats({2, 4, 3, 5});
+       }},
+      {"mask.ndim = 2: must be 4",
+       [](Args& a) {
+         a.mask = floats({3, 5});
+       }},
+      {"alibi_slopes.shape[0] = 2: must equal q.shape[2] = 4 (nheads_q)",
+       [](Args& a) { a.alibi_slopes = floats({2}); }},
+      {"alibi_slopes.dtype = i32: must be f32",
+       [](Args& a) {
+         a.alibi_slopes = numbers({2, 4});
+       }},
       {"sinks.shape[0] = 2: must equal q.shape[2] = 4", [](Args& a) { a.sinks = floats({2}); }},
       {"seqused_k.shape[0] = 3: must equal q.shape[0] = 2 (batch)", [](Args& a) { a.seqused_k = numbers({3}); }},
       {"seqused_q.dtype = f32: must be i32", [](Args& a) { a.seqused_q = floats({2}); }},
       {"leftpad_k.stride[0] = 2: must be 1", [](Args& a) { a.leftpad_k = numbers({2}), a.leftpad_k.stride[0] = 2; }},
-      {"status.ndim = 2: must be 1, [batch]", [](Args& a) { a.status = numbers({2, 1}); }},
+      {"status.ndim = 2: must be 1, [batch]",
+       [](Args& a) {
+         a.status = numbers({2, 1});
+       }},
   });
 }
 
 TEST(Errors, WhatGoesTogether) {
   run_cases({
-      {"dq: given (dtype f32); only in the backward pass", [](Args& a) { a.dq = floats({2, 3, 4, 8}); }},
-      {"dout: given", [](Args& a) { a.dout = floats({2, 3, 4, 16}); }},
+      {"dq: given (dtype f32); only in the backward pass",
+       [](Args& a) {
+         a.dq = floats({2, 3, 4, 8});
+       }},
+      {"dout: given",
+       [](Args& a) {
+         a.dout = floats({2, 3, 4, 16});
+       }},
       {"cu_seqlens_q: given (dtype i32); only with layout thd", [](Args& a) { a.cu_seqlens_q = numbers({3}); }},
       {"cu_seqlens_k: given", [](Args& a) { a.cu_seqlens_k = numbers({3}); }},
       {"cu_seqlens_q: absent (dtype none); layout_q thd needs it",
-       [](Args& a) { a.layout_q = HEED_LAYOUT_THD, a.q = floats({6, 4, 8}), a.out = floats({6, 4, 16}); }},
+       [](Args& a) {
+         a.layout_q = HEED_LAYOUT_THD, a.q = floats({6, 4, 8}), a.out = floats({6, 4, 16});
+       }},
       {"page_table: given (dtype i32); layout_kv is of one page",
-       [](Args& a) { a.layout_kv = HEED_LAYOUT_THD, a.cu_seqlens_k = numbers({3}), a.page_table = numbers({2, 3}); }},
+       [](Args& a) {
+         a.layout_kv = HEED_LAYOUT_THD, a.cu_seqlens_k = numbers({3}), a.page_table = numbers({2, 3});
+       }},
       {"cache_batch_idx: given (dtype i32); packed keys",
        [](Args& a) { a.layout_kv = HEED_LAYOUT_THD, a.cu_seqlens_k = numbers({3}), a.cache_batch_idx = numbers({2}); }},
-      {"page_table.shape[0] = 3: must equal q.shape[0] = 2 (batch)", [](Args& a) { a.page_table = numbers({3, 2}); }},
+      {"page_table.shape[0] = 3: must equal q.shape[0] = 2 (batch)",
+       [](Args& a) {
+         a.page_table = numbers({3, 2});
+       }},
       {"page_size = 0: must be at least 1",
-       [](Args& a) { a.page_table = numbers({2, 2}), a.k.shape[1] = a.v.shape[1] = 0; }},
+       [](Args& a) {
+         a.page_table = numbers({2, 2}), a.k.shape[1] = a.v.shape[1] = 0;
+       }},
       {"k.shape[0] = 0: must be at least 1, cache_batch_idx reads rows of it",
        [](Args& a) { a.cache_batch_idx = numbers({2}), a.k.shape[0] = a.v.shape[0] = 0; }},
-      {"overflow 64 bits", [](Args& a) { a.page_table = numbers({2, int64_t{1} << 62}); }},
+      {"overflow 64 bits",
+       [](Args& a) {
+         a.page_table = numbers({2, int64_t{1} << 62});
+       }},
   });
 }
 
@@ -150,14 +197,19 @@ void packed(Args& a) {
 TEST(Errors, Packed) {
   run_cases(
       {
-          {"cu_seqlens_k.shape[0] = 4: must equal cu_seqlens_q.shape[0] = 3 (batch)", [](Args& a) { a.cu_seqlens_k = numbers({4}); }},
+          {"cu_seqlens_k.shape[0] = 4: must equal cu_seqlens_q.shape[0] = 3 (batch)",
+           [](Args& a) { a.cu_seqlens_k = numbers({4}); }},
           {"cu_seqlens_q.shape[0] = 0: must be batch + 1", [](Args& a) { a.cu_seqlens_q = numbers({0}); }},
           {"cu_seqlens_q.dtype = f32: must be i32", [](Args& a) { a.cu_seqlens_q = floats({3}); }},
           {"q.ndim = 4: must be 3, [total_q, nheads_q, head_dim]", [](Args& a) { a.q.ndim = 4; }},
           {"out.shape[0] = 5: must equal q.shape[0] = 6 (total_q)", [](Args& a) { a.out.shape[0] = 5; }},
-          {"lse.ndim = 3: must be 2, [nheads_q, total_q]", [](Args& a) { a.lse = floats({2, 4, 3}); }},
+          {"lse.ndim = 3: must be 2, [nheads_q, total_q]",
+           [](Args& a) {
+             a.lse = floats({2, 4, 3});
+           }},
           {"cu_seqlens_k = NULL must be an address", [](Args& a) { a.cu_seqlens_k.data = nullptr; }},
-          {"seqused_k.shape[0] = 3: must equal cu_seqlens_q.shape[0] - 1 = 2 (batch)", [](Args& a) { a.seqused_k = numbers({3}); }},
+          {"seqused_k.shape[0] = 3: must equal cu_seqlens_q.shape[0] - 1 = 2 (batch)",
+           [](Args& a) { a.seqused_k = numbers({3}); }},
       },
       packed);
 }
@@ -175,19 +227,33 @@ TEST(Errors, Backward) {
           {"lse: absent (dtype none); the backward pass reads it", [](Args& a) { a.lse = {}; }},
           {"dout: absent", [](Args& a) { a.dout = {}; }},
           {"one of dq, dk, dv, dbias, dsinks, dalibi_slopes must be present", [](Args& a) { a.dq = {}; }},
-          {"dq.shape[3] = 16: must equal q.shape[3] = 8 (head_dim)", [](Args& a) { a.dq = floats({2, 3, 4, 16}); }},
+          {"dq.shape[3] = 16: must equal q.shape[3] = 8 (head_dim)",
+           [](Args& a) {
+             a.dq = floats({2, 3, 4, 16});
+           }},
           {"dq.dtype = bf16: must be f32", [](Args& a) { a.dq.dtype = HEED_DTYPE_BF16; }},
-          {"dbias: given (dtype f32); there is no bias", [](Args& a) { a.dbias = floats({2, 4, 3, 5}); }},
+          {"dbias: given (dtype f32); there is no bias",
+           [](Args& a) {
+             a.dbias = floats({2, 4, 3, 5});
+           }},
           {"dsinks: given (dtype f32); there are no sinks", [](Args& a) { a.dsinks = floats({4}); }},
           {"dalibi_slopes: given", [](Args& a) { a.dalibi_slopes = floats({4}); }},
           {"dbias.shape[0] = 2: must be 1, as bias is broadcast there",
-           [](Args& a) { a.bias = floats({1, 4, 3, 5}), a.dbias = floats({2, 4, 3, 5}); }},
+           [](Args& a) {
+             a.bias = floats({1, 4, 3, 5}), a.dbias = floats({2, 4, 3, 5});
+           }},
           {"dbias.shape[1] = 1: must be 4, as bias has",
-           [](Args& a) { a.bias = floats({1, 4, 3, 5}), a.dbias = floats({1, 1, 3, 5}); }},
+           [](Args& a) {
+             a.bias = floats({1, 4, 3, 5}), a.dbias = floats({1, 1, 3, 5});
+           }},
           {"dalibi_slopes.ndim = 1: must be 2",
-           [](Args& a) { a.alibi_slopes = floats({2, 4}), a.dalibi_slopes = floats({4}); }},
+           [](Args& a) {
+             a.alibi_slopes = floats({2, 4}), a.dalibi_slopes = floats({4});
+           }},
           {"page_size = 5 must be 0 in the backward pass",
-           [](Args& a) { a.page_table = numbers({2, 2}); }},
+           [](Args& a) {
+             a.page_table = numbers({2, 2});
+           }},
           {"splits = 2 must be 0 in the backward pass", [](Args& a) { a.num_splits = 2; }},
       },
       backward);
@@ -412,7 +478,8 @@ TEST(Validate, PagesOfAttention) {
   small.args.v = floats({3, 5, 2, 16});
   small.args.page_table = tensor_of(table, kI32, {2, 3});
   small.args.seqused_k = tensor_of(used, kI32, {2});
-  EXPECT_EQ(heed_attention_validate(&small.args), HEED_OK) << heed_last_error() << ": entries past the length are never read";
+  EXPECT_EQ(heed_attention_validate(&small.args), HEED_OK)
+      << heed_last_error() << ": entries past the length are never read";
   used[0] = 11;
   expect_invalid(small.args, "page_table[0, 2] = 7: must be from 0 to 2 (num_pages - 1); 11 keys need it");
   used[0] = 5;
@@ -451,21 +518,38 @@ TEST(Errors, OfKvAppend) {
       {"cache_seqlens: absent", [](AppendArgs& a) { a.cache_seqlens = {}; }},
       {"v_new: absent (dtype none); k_new is given", [](AppendArgs& a) { a.v_new = {}; }},
       {"v_new: given (dtype f32); k_new is not", [](AppendArgs& a) { a.k_new = {}; }},
-      {"rotary_sin: absent", [](AppendArgs& a) { a.rotary_cos = floats({8, 2}); }},
+      {"rotary_sin: absent",
+       [](AppendArgs& a) {
+         a.rotary_cos = floats({8, 2});
+       }},
       {"q: given (dtype f32); without rotary_cos nothing turns it",
-       [](AppendArgs& a) { a.q = floats({2, 1, 4, 8}), a.q_out = floats({2, 1, 4, 8}); }},
-      {"q_out: absent", [](AppendArgs& a) { a.q = floats({2, 1, 4, 8}); }},
+       [](AppendArgs& a) {
+         a.q = floats({2, 1, 4, 8}), a.q_out = floats({2, 1, 4, 8});
+       }},
+      {"q_out: absent",
+       [](AppendArgs& a) {
+         a.q = floats({2, 1, 4, 8});
+       }},
       {"rotary_seqlens: given", [](AppendArgs& a) { a.rotary_seqlens = numbers({2}); }},
       {"rotary_cos.shape[1] = 5: must be rotary_dim / 2, from 1 to 4",
-       [](AppendArgs& a) { a.rotary_cos = a.rotary_sin = floats({8, 5}); }},
+       [](AppendArgs& a) {
+         a.rotary_cos = a.rotary_sin = floats({8, 5});
+       }},
       {"rotary_dtype = f16 must be f32",
-       [](AppendArgs& a) { a.rotary_cos = a.rotary_sin = tensor_of(g_floats, HEED_DTYPE_F16, {8, 2}); }},
+       [](AppendArgs& a) {
+         a.rotary_cos = a.rotary_sin = tensor_of(g_floats, HEED_DTYPE_F16, {8, 2});
+       }},
       {"rotary_sin.shape[0] = 7: must equal rotary_cos.shape[0] = 8",
-       [](AppendArgs& a) { a.rotary_cos = floats({8, 2}), a.rotary_sin = floats({7, 2}); }},
+       [](AppendArgs& a) {
+         a.rotary_cos = floats({8, 2}), a.rotary_sin = floats({7, 2});
+       }},
       {"k_new.shape[3] = 4: must equal k_cache.shape[3] = 8 (head_dim)", [](AppendArgs& a) { a.k_new.shape[3] = 4; }},
       {"k_new.dtype = bf16: must be f32", [](AppendArgs& a) { a.k_new.dtype = HEED_DTYPE_BF16; }},
       {"cu_seqlens_new: given", [](AppendArgs& a) { a.cu_seqlens_new = numbers({3}); }},
-      {"cu_seqlens_new: absent", [](AppendArgs& a) { a.layout_new = 2, a.k_new = floats({4, 2, 8}), a.v_new = floats({4, 2, 4}); }},
+      {"cu_seqlens_new: absent",
+       [](AppendArgs& a) {
+         a.layout_new = 2, a.k_new = floats({4, 2, 8}), a.v_new = floats({4, 2, 4});
+       }},
       {"num_threads = -2", [](AppendArgs& a) { a.num_threads = -2; }},
       {"cache_seqlens = NULL must be an address", [](AppendArgs& a) { a.cache_seqlens.data = nullptr; }},
       {"struct_size = 1", [](AppendArgs& a) { a.struct_size = 1; }},

@@ -1,4 +1,4 @@
-// Conversions between f32, f16, bf16 and f64 against their definitions: all 65,536 patterns, and every rounding boundary.
+// Conversions between f32, f16, bf16 and f64 against their definitions: all 65,536 patterns, every rounding boundary.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -176,7 +176,8 @@ TEST(Planner, CostOfAMissIsPrinted) {
     ASSERT_TRUE(cached_plan(problem, "").ok());
   }
   const auto spent = std::chrono::steady_clock::now() - start;
-  std::printf("[   note   ] a plan miss: %.1f us\n", std::chrono::duration<double, std::micro>(spent).count() / kMisses);
+  std::printf("[   note   ] a plan miss: %.1f us\n",
+              std::chrono::duration<double, std::micro>(spent).count() / kMisses);
 }
 
 }  // namespace

@@ -25,7 +25,8 @@ inline heed_tensor tensor_of(void* data, heed_dtype dtype, std::initializer_list
 
 // bshd, f32. Row r of q and k holds r % 5 - 2, of v r % 7, so that no two heads have the same result.
 struct SmallAttention {
-  static constexpr int64_t kBatch = 2, kSeqlenQ = 3, kSeqlenK = 5, kHeadsQ = 4, kHeadsKv = 2, kHeadDim = 8, kHeadDimV = 16;
+  static constexpr int64_t kBatch = 2, kSeqlenQ = 3, kSeqlenK = 5, kHeadsQ = 4, kHeadsKv = 2, kHeadDim = 8,
+                           kHeadDimV = 16;
 
   std::vector<float> q = std::vector<float>(kBatch * kSeqlenQ * kHeadsQ * kHeadDim);
   std::vector<float> k = std::vector<float>(kBatch * kSeqlenK * kHeadsKv * kHeadDim);

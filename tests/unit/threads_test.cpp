@@ -156,7 +156,8 @@ TEST(Threads, AForkedChildHasItsOwnPool) {
 TEST(Threads, AForkInTheMiddleOfAJob) {
   std::atomic<bool> stop{false};
   std::thread busy([&] {
-    while (!stop.load()) run_tasks(pool_executor(), 16, [](int32_t) { std::this_thread::sleep_for(std::chrono::microseconds(20)); });
+    while (!stop.load())
+      run_tasks(pool_executor(), 16, [](int32_t) { std::this_thread::sleep_for(std::chrono::microseconds(20)); });
   });
   for (int i = 0; i < 20; ++i) {
     std::this_thread::sleep_for(std::chrono::microseconds(300));
