@@ -128,7 +128,7 @@ inline bool load_queries(const BackwardRun& run, BackwardTile* tile, const Backw
   for (int32_t r = 0; r < tile->num_rows; ++r) {
     const float x = lse[r * lse_stride];
     const bool empty = x == -kInf;
-    tile->lse[r] = empty ? kInf : x == kInf ? std::numeric_limits<float>::quiet_NaN() : x * kLog2e;
+    tile->lse[r] = empty ? kInf : x == kInf ? std::numeric_limits<float>::quiet_NaN() : x;
     tile->delta[r] = empty ? 0.0f : delta[r];
     finite &= empty || (std::isfinite(x) && std::isfinite(delta[r]));
   }
@@ -161,7 +161,7 @@ void fill_tile(const BackwardRun& run, const BackwardTile& tile, const BackwardB
                      prefetch_rows(run, tile, Slot::kDout, run.args->dout, next));
   }
   const ScoreTerms& terms = run.terms;
-  const bool plain = terms.softcap == 0.0f && terms.bias == nullptr && terms.mask == nullptr && terms.slopes == nullptr &&
+  const bool plain = !run.problem->softcap && terms.bias == nullptr && terms.mask == nullptr && terms.slopes == nullptr &&
                      !terms.dropout;
   if (plain && !tile.exact && !want_rows) return finish_plain_rows(run, tile, at.s, at.dp);
   for (int32_t r = 0; r < tile.num_rows; ++r) {

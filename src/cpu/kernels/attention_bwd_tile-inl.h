@@ -30,7 +30,7 @@ struct BackwardTile {
   bool exact = false;                 // NaN or Inf in what was loaded: 0 times it must not reach what does not see it
   int32_t lo[kMaxTileRows];           // lanes that a row sees: lo <= lane < hi; both never fall from row to row
   int32_t hi[kMaxTileRows];
-  float lse[kMaxTileRows];            // in log2 units; +inf for rows that see nothing, whose P is so 0
+  float lse[kMaxTileRows];            // +inf for rows that see nothing, whose P is so 0
   float delta[kMaxTileRows];
 };
 
@@ -86,14 +86,15 @@ HWY_INLINE hn::Mask<F32Tag> lanes_in(int32_t first_lane, int32_t lo, int32_t hi)
 // Scores that are nothing but scale * q.k, all finite: P and dS in place of S and dP, 0 where a row does not see a key.
 inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, float* s, float* dp) {
   const F32Tag f;
-  const F32 factor = hn::Set(f, run.terms.factor), scale = hn::Set(f, run.args->softmax_scale);
+  const F32 log2e = hn::Set(f, kLog2e), scale = hn::Set(f, run.args->softmax_scale);
   const int64_t stride = run.shape.tile_stride;
   const int32_t num_vectors = vectors_for(tile.num_keys);
   for (int32_t r = 0; r < tile.num_rows; ++r, s += stride, dp += stride) {
     const F32 lse = hn::Set(f, tile.lse[r]), delta = hn::Mul(hn::Set(f, tile.delta[r]), scale);
     const int32_t lo = tile.lo[r], hi = tile.hi[r];
     const auto vector = [&](int32_t v, auto whole) HWY_ATTR {
-      F32 p = exp2_score(hn::MulSub(hn::LoadU(f, s + v * kLanes), factor, lse));
+      // The difference first, in one rounding: where P counts it is small, and log2(e) adds no error to speak of.
+      F32 p = exp2_score(hn::Mul(hn::MulSub(hn::LoadU(f, s + v * kLanes), scale, lse), log2e));
       F32 ds = hn::Mul(p, hn::MulSub(hn::LoadU(f, dp + v * kLanes), scale, delta));
       if constexpr (!decltype(whole)::value) {
         const auto seen = lanes_in(v * kLanes, lo, hi);
@@ -190,28 +191,29 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
   const F32Tag f;
   const ScoreTerms& terms = run.terms;
   const F32 zero = hn::Zero(f), one = hn::Set(f, 1.0f), hidden = hn::Set(f, -std::numeric_limits<float>::infinity());
-  const F32 scale = hn::Set(f, run.args->softmax_scale), cap = hn::Set(f, terms.softcap);
-  const F32 factor = hn::Set(f, terms.softcap > 0.0f ? terms.factor / terms.softcap : terms.factor);
+  const float softcap = run.args->softcap;
+  const F32 scale = hn::Set(f, run.args->softmax_scale), cap = hn::Set(f, softcap), log2e = hn::Set(f, kLog2e);
+  const F32 factor = hn::Set(f, softcap > 0.0f ? run.args->softmax_scale / softcap : run.args->softmax_scale);
   const F32 lse = hn::Set(f, tile.lse[r]), delta = hn::Set(f, tile.delta[r]);
   const bool row_counts = tile.lse[r] != std::numeric_limits<float>::infinity();
   const int64_t b = tile.sequence->batch;
   const float slope = terms.slopes == nullptr ? 0.0f
-      : terms.slopes[b * terms.slope_stride[0] + tile.head * terms.slope_stride[1]] * kLog2e;
+      : terms.slopes[b * terms.slope_stride[0] + tile.head * terms.slope_stride[1]];
   const float to_first = static_cast<float>(tile.first_key - (tile.first_query + r + tile.sequence->offset));
   for (int32_t v = 0; v < vectors_for(tile.num_keys); ++v) {
     const int32_t k = v * kLanes;
     F32 x = hn::Mul(hn::LoadU(f, s + k), factor), cap_slope = scale;
-    if (terms.softcap > 0.0f) {
+    if (softcap > 0.0f) {
       const F32 t = tanh_score(x);
       x = hn::Mul(cap, t);
       cap_slope = hn::Mul(scale, hn::NegMulAdd(t, t, one));
     }
-    if (terms.bias != nullptr) x = hn::MulAdd(hn::LoadU(f, rows.bias + k), hn::Set(f, kLog2e), x);
+    if (terms.bias != nullptr) x = hn::Add(x, hn::LoadU(f, rows.bias + k));
     const F32 distance = hn::Abs(hn::Add(hn::Set(f, to_first), hn::ConvertTo(f, hn::Iota(I32Tag(), k))));
     if (terms.slopes != nullptr) x = hn::NegMulAdd(hn::Set(f, slope), distance, x);
     auto seen = hn::And(lanes_in(k, tile.lo[r], row_counts ? tile.hi[r] : 0), hn::Not(hn::Eq(x, hidden)));
     if (terms.mask != nullptr) seen = hn::And(seen, hn::Gt(hn::LoadU(f, rows.may_see + k), zero));
-    F32 p = hn::IfThenElseZero(seen, exp2_score(hn::Sub(x, lse)));
+    F32 p = hn::IfThenElseZero(seen, exp2_score(hn::Mul(hn::Sub(x, lse), log2e)));
     F32 gradient = hn::LoadU(f, dp + k), kept = one;
     F32 weight = p;
     if (terms.dropout) {  // by selection, not by a factor of 0: a dropped key's dP or P may be NaN
