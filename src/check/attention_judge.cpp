@@ -301,7 +301,7 @@ class AttentionJudge {
     finish_slot(Slot::kLse, 0, report);
     finish_slot(Slot::kDq, scale * largest.ds * largest.k, report);
     finish_slot(Slot::kDk, scale * largest.ds * largest.q, report);
-    finish_slot(Slot::kDv, largest.dout, report);
+    finish_slot(Slot::kDv, largest.p * largest.dout, report);
     finish_slot(Slot::kDbias, largest.ds, report);
     if (p_.dsinks) {
       finish_vector("dsinks", a_.dsinks, exact_sums_.dsinks, plain_sums_.dsinks, largest.dsink, report);

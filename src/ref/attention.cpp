@@ -291,7 +291,7 @@ void AttentionRows<Real>::backward(int64_t h, int64_t i, Real* dq, SummedGradien
                                                               row_offset(p, sequence_, Slot::kDlse, h, i)))
                            : Real{0};
   for (const int64_t j : shown_) ds_[j] = p_[j] * (dp_[j] - delta + dlse);
-  note_magnitudes(i, row.sink, delta, dlse);
+  note_magnitudes(i, row, delta, dlse);
   add_sums(h, i, row.sink * (dlse - delta), sums);
 
   for (const int64_t j : shown_) ds_[j] = rounded(p.softcap ? ds_[j] * cap_slope_[j] : ds_[j]);  // now dX
@@ -311,12 +311,17 @@ void AttentionRows<Real>::backward(int64_t h, int64_t i, Real* dq, SummedGradien
 }
 
 template <class Real>
-void AttentionRows<Real>::note_magnitudes(int64_t i, Real sink, Real delta, Real dlse) {
+void AttentionRows<Real>::note_magnitudes(int64_t i, const Softmax& row, Real delta, Real dlse) {
   const Real rest = std::fabs(delta) + std::fabs(dlse);
+  const Real lse = std::isfinite(row.lse) ? std::fabs(row.lse) : Real{0};
   for (const Real x : q_) raise(magnitudes_.q, x);
   for (const Real x : dout_) raise(magnitudes_.dout, x);
-  for (const int64_t j : shown_) raise(magnitudes_.ds, p_[j] * (std::fabs(dp_[j]) + rest));
-  raise(magnitudes_.dsink, sink * rest);
+  for (const int64_t j : shown_) {
+    const Real folds = 1 + std::max(std::fabs(s_[j]), lse) / 4;
+    raise(magnitudes_.p, p_[j] * folds);
+    raise(magnitudes_.ds, p_[j] * folds * (std::fabs(dp_[j]) + rest));
+  }
+  raise(magnitudes_.dsink, row.sink * (1 + lse / 4) * rest);
   if (shown_.empty()) return;
   const int64_t position = i + sequence_.offset;
   raise(magnitudes_.distance, static_cast<double>(std::abs(position - shown_.front())));

@@ -41,7 +41,10 @@ struct SummedGradients {
 // Largest magnitudes among finite numbers: what the small terms of the error bound scale with.
 struct Magnitudes {
   double q = 0, k = 0, v = 0, dout = 0;
-  double ds = 0;  // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
+  // Backward, P = exp(S - lse) of two f32 numbers: each is off by half an ulp of its size at least, and P carries that.
+  // So what P enters counts (1 + max(|S|, |lse|) / 4) fold.
+  double p = 1;      // P_ij itself
+  double ds = 0;     // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
   double dsink = 0;  // P_i,sink (|delta_i| + |dlse_i|)
   double distance = 0;  // |p - j|
 };
@@ -88,7 +91,7 @@ class AttentionRows {
   Real rounded(Real x) const;
   void recompute_from_lse(int64_t h, int64_t i, Softmax& row);
   Real row_delta(int64_t h, int64_t i);
-  void note_magnitudes(int64_t i, Real sink, Real delta, Real dlse);
+  void note_magnitudes(int64_t i, const Softmax& row, Real delta, Real dlse);
   void add_sums(int64_t h, int64_t i, Real dsink, SummedGradients<Real>& sums) const;
 
   const AttentionProblem& problem_;
