@@ -57,7 +57,9 @@ TEST(Property, RandomProblemsAreRight) {
     ASSERT_EQ(problem.error(), "") << text;
     const std::vector<std::string> rows = problem.accepting();
     ASSERT_FALSE(rows.empty()) << text << "\nno row accepts it " << problem.error();
-    const std::string row = rows[static_cast<size_t>(random.in(0, static_cast<int64_t>(rows.size()) - 1))];
+    // The reference is last and judges itself: seldom.
+    const int64_t last = static_cast<int64_t>(rows.size()) - (rows.size() > 1 && random.chance(80) ? 2 : 1);
+    const std::string row = rows[static_cast<size_t>(random.in(0, last))];
     ++ran[row];
     ++done;
     const std::string failure = failure_of(text, row);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
@@ -226,12 +227,16 @@ inline ProblemLine random_attention(Random& random, Sizes sizes) {
   if (random.chance(sizes == Sizes::kAny ? 10 : 0)) p.out_dtype = Dtype::kF64;
   fill_slots<Slot>(random, p);
 
-  if (random.chance(15)) data.scale = static_cast<double>(random.in(-16, 16)) / 8.0;
+  // Scores of ordinary size: an ulp of a score of 100 is an error of 1e-5 in its probability, so with few rows the bound,
+  // which takes the largest of their errors, becomes a matter of luck. edge.txt has scores of any size.
+  if (random.chance(15)) {
+    data.scale = static_cast<double>(random.in(-16, 16)) / 8.0 / std::sqrt(static_cast<double>(p.head_dim));
+  }
   if (p.softcap && random.chance(60)) data.softcap_value = static_cast<double>(random.in(1, 80)) / 4.0;
   if (p.dropout && random.chance(60)) data.p = static_cast<double>(random.in(0, 8)) / 8.0;
   data.seed = random.chance(90) ? static_cast<uint64_t>(random.in(1, 1000000)) : random.bits();
-  if (random.chance(10)) data.fill = random.pick({"uniform", "ones", "zero", "arange", "maxlast", "tiny"});
-  if (random.chance(8)) data.fill_factor = static_cast<double>(random.in(1, 24)) / 2.0;
+  if (random.chance(10)) data.fill = random.pick({"uniform", "ones", "zero", "arange", "tiny"});
+  if (random.chance(8)) data.fill_factor = static_cast<double>(random.in(1, 8)) / 4.0;
   line.problem = p;
   return line;
 }
