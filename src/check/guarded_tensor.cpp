@@ -88,6 +88,7 @@ void GuardedTensor::poison() {
     const int64_t first = base_ - storage_.data();
     std::memcpy(base_, initial_.data() + first, span_ * width);
   }
+  if (role_ == Role::kInput) seal();  // a run begins: what the caller has changed since is what must not change now
   if (role_ != Role::kOutput) return;
   if (gapless_) {
     std::memset(base_, kPoison, span_ * width);
