@@ -5,6 +5,7 @@
 #ifndef HEED_HEED_HPP
 #define HEED_HEED_HPP
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <initializer_list>
@@ -109,7 +110,8 @@ class Executor {
   heed_executor executor_ = {};
 };
 
-// Everything of heed_attention_args but q, k, v and what a pass writes or starts from. Names and meanings are the same.
+// Everything of heed_attention_args but q, k, v, what a pass writes or starts from, and the workspace. Names and
+// meanings are the same.
 struct AttentionOptions {
   int32_t layout_q = HEED_LAYOUT_BSHD;
   int32_t layout_kv = HEED_LAYOUT_BSHD;
@@ -127,11 +129,14 @@ struct AttentionOptions {
   TensorView page_table = {}, cache_batch_idx = {};
   float dropout_p = 0.0f;
   uint64_t dropout_seed = 0, dropout_offset = 0;
+  const uint64_t *dropout_seed_ptr = nullptr, *dropout_offset_ptr = nullptr;
+  std::array<int64_t, 4> index_base = {};
   bool deterministic = false, batch_invariant = false;
   int64_t num_splits = 0;
   TensorView status = {};
   const heed_executor* executor = nullptr;
   int32_t num_threads = 0;
+  void* stream = nullptr;
   const heed_allocator* allocator = nullptr;
   const char* backend = nullptr;  // the one-call functions; a plan has its own
 };
@@ -177,12 +182,16 @@ inline heed_attention_args attention_args(const TensorView& q, const TensorView&
   args.dropout_p = options.dropout_p;
   args.dropout_seed = options.dropout_seed;
   args.dropout_offset = options.dropout_offset;
+  args.dropout_seed_ptr = options.dropout_seed_ptr;
+  args.dropout_offset_ptr = options.dropout_offset_ptr;
+  for (size_t i = 0; i < 4; ++i) args.index_base[i] = options.index_base[i];
   args.deterministic = options.deterministic;
   args.batch_invariant = options.batch_invariant;
   args.num_splits = options.num_splits;
   args.status = options.status.tensor();
   args.executor = options.executor;
   args.num_threads = options.num_threads;
+  args.stream = options.stream;
   args.allocator = options.allocator;
   return args;
 }
@@ -314,7 +323,9 @@ struct KvAppendOptions {
   TensorView page_table = {}, cache_batch_idx = {}, status = {};
   const heed_executor* executor = nullptr;
   int32_t num_threads = 0;
-  const char* backend = nullptr;
+  void* stream = nullptr;
+  const heed_allocator* allocator = nullptr;
+  const char* backend = nullptr;  // the one-call function; a plan has its own
 };
 
 inline heed_kv_append_args kv_append_args(const TensorView& k_cache, const TensorView& v_cache,
@@ -343,6 +354,8 @@ inline heed_kv_append_args kv_append_args(const TensorView& k_cache, const Tenso
   args.status = options.status.tensor();
   args.executor = options.executor;
   args.num_threads = options.num_threads;
+  args.stream = options.stream;
+  args.allocator = options.allocator;
   return args;
 }
 

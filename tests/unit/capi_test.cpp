@@ -296,6 +296,37 @@ TEST(Attention, BackwardThroughTheHeader) {
   EXPECT_NEAR(sum, static_cast<double>(small.out.size()), 1e-3);
 }
 
+// Append two keys behind what the cache holds, then the cache read back shows them there and nothing else changed.
+TEST(KvAppend, ThroughTheHeader) {
+  std::vector<float> k_cache(2 * 6 * 1 * 8, -1.0f), v_cache(2 * 6 * 1 * 4, -1.0f);
+  std::vector<float> k_new(2 * 2 * 1 * 8), v_new(2 * 2 * 1 * 4);
+  for (size_t i = 0; i < k_new.size(); ++i) k_new[i] = static_cast<float>(i);
+  for (size_t i = 0; i < v_new.size(); ++i) v_new[i] = 100.0f + static_cast<float>(i);
+  const std::vector<int32_t> lengths = {3, 0};
+  for (const char* backend : {static_cast<const char*>(nullptr), "ref"}) {
+    std::fill(k_cache.begin(), k_cache.end(), -1.0f);
+    std::fill(v_cache.begin(), v_cache.end(), -1.0f);
+    Counter counter;
+    const heed_allocator allocator = {sizeof allocator, &counter, &count_allocate, &count_free};
+    kv_append(TensorView(k_cache.data(), {2, 6, 1, 8}), TensorView(v_cache.data(), {2, 6, 1, 4}),
+              TensorView(lengths.data(), {2}),
+              {.k_new = TensorView(k_new.data(), {2, 2, 1, 8}),
+               .v_new = TensorView(v_new.data(), {2, 2, 1, 4}),
+               .allocator = &allocator,
+               .backend = backend});
+    EXPECT_EQ(counter.freed, counter.allocated);
+    for (int64_t b = 0; b < 2; ++b) {
+      for (int64_t j = 0; j < 6; ++j) {
+        const int64_t t = j - lengths[static_cast<size_t>(b)];
+        const bool added = t >= 0 && t < 2;
+        EXPECT_EQ(k_cache[static_cast<size_t>((b * 6 + j) * 8)], added ? static_cast<float>((b * 2 + t) * 8) : -1.0f);
+        EXPECT_EQ(v_cache[static_cast<size_t>((b * 6 + j) * 4)],
+                  added ? 100.0f + static_cast<float>((b * 2 + t) * 4) : -1.0f);
+      }
+    }
+  }
+}
+
 TEST(Attention, AForkedChildComputes) {
   SmallAttention small;
   ASSERT_EQ(heed_attention(&small.args, nullptr), HEED_OK) << heed_last_error();
