@@ -48,13 +48,15 @@ std::optional<ElementType> named_type(const std::string& name) {
 Tensor prepare(Tensor tensor, Kind kind, std::optional<ElementType> dtype, ElementType q_type) {
   switch (kind) {
     case Kind::kData: return dtype ? convert(tensor, *dtype) : tensor;
-    case Kind::kBias: return tensor.type == q_type || tensor.type == ElementType::kF32 ? tensor : convert(tensor, ElementType::kF32);
+    case Kind::kBias:
+      return tensor.type == q_type || tensor.type == ElementType::kF32 ? tensor : convert(tensor, ElementType::kF32);
     case Kind::kFloat32: return convert(tensor, ElementType::kF32);
     case Kind::kInt32: return convert(tensor, ElementType::kI32);
     case Kind::kMask: break;
   }
   if (tensor.type != ElementType::kBool) {
-    throw FileError(fmt::format("a mask is bool (true: may attend), not {}; additive masks are --bias", element_name(tensor.type)));
+    throw FileError(
+        fmt::format("a mask is bool (true: may attend), not {}; additive masks are --bias", element_name(tensor.type)));
   }
   return tensor;
 }
@@ -89,7 +91,8 @@ LoadedAttention::LoadedAttention(const AttentionFiles& files, bool lse) {
   const std::string layout = !files.layout.empty() ? files.layout : packed ? "thd" : "bshd";
   const std::string layout_kv = !files.layout_kv.empty() ? files.layout_kv
                                 : packed_kv              ? "thd"
-                                : layout == "thd"        ? "bshd" : layout;
+                                : layout == "thd"        ? "bshd"
+                                                         : layout;
   arguments_.layout_q = layout_value(layout, "--layout");
   arguments_.layout_kv = layout_value(layout_kv, "--layout-kv");
   fit_shapes();
@@ -112,13 +115,15 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
       if (std::find(names.begin(), names.end(), name) != names.end()) refs[known.name] = {file.path, name};
     }
     if (refs.size() == before) {
-      throw FileError(fmt::format("{}: none of its tensors is named {}q, {}k, {}v, ...; it holds: {}", file.path, file.name,
-                                  file.name, file.name, fmt::join(names, ", ")));
+      throw FileError(fmt::format("{}: none of its tensors is named {}q, {}k, {}v, ...; it holds: {}", file.path,
+                                  file.name, file.name, file.name, fmt::join(names, ", ")));
     }
   }
   for (const auto& [name, ref] : files.tensors) refs[name] = parse_tensor_ref(ref);
   for (const char* name : {"q", "k", "v"}) {
-    if (!refs.contains(name)) throw UsageError(fmt::format("there is no {}: give --{} FILE[:NAME], or --input FILE with a tensor {}", name, name, name));
+    if (!refs.contains(name))
+      throw UsageError(
+          fmt::format("there is no {}: give --{} FILE[:NAME], or --input FILE with a tensor {}", name, name, name));
   }
   const std::optional<ElementType> dtype = named_type(files.dtype);
   for (const Input& input : kInputs) {
@@ -135,7 +140,8 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
     sources_.emplace_back(input.name, source);
   }
   if (inputs_.at("q").type == ElementType::kF64) {
-    throw FileError(fmt::format("{}: q is f64, which only the reference computes; add --dtype f32 (or bf16, f16)", source_of("q")));
+    throw FileError(
+        fmt::format("{}: q is f64, which only the reference computes; add --dtype f32 (or bf16, f16)", source_of("q")));
   }
 }
 
@@ -164,7 +170,8 @@ void LoadedAttention::fit_shapes() {
     if (shape.size() == ndim) continue;
     constexpr const char* kForms[] = {"bshd [batch, seqlen, heads, head_dim]", "bhsd [batch, heads, seqlen, head_dim]",
                                       "thd [total, heads, head_dim]"};
-    throw FileError(fmt::format("{}: {} has shape {}, which is no {}", source_of(name), name, shape_text(shape), kForms[layout]));
+    throw FileError(
+        fmt::format("{}: {} has shape {}, which is no {}", source_of(name), name, shape_text(shape), kForms[layout]));
   }
 }
 
@@ -180,7 +187,8 @@ void LoadedAttention::set_options(const AttentionFiles& files) {
   } else if (!files.offset.empty()) {
     const char* end = files.offset.data() + files.offset.size();
     const auto [at, error] = std::from_chars(files.offset.data(), end, arguments_.q_offset);
-    if (error != std::errc() || at != end) throw UsageError(fmt::format("--offset is '{}'; allowed are top and whole numbers", files.offset));
+    if (error != std::errc() || at != end)
+      throw UsageError(fmt::format("--offset is '{}'; allowed are top and whole numbers", files.offset));
     arguments_.offset_kind = HEED_OFFSET_GIVEN;
   }
   arguments_.chunk = files.chunk;

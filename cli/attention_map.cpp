@@ -65,7 +65,8 @@ heed_attention_args one_head(heed_attention_args arguments, int64_t batch, int64
   } else {
     take(arguments.alibi_slopes, 0, head);
   }
-  for (heed_tensor* tensor : {&arguments.seqused_q, &arguments.seqused_k, &arguments.leftpad_k}) take(*tensor, 0, batch);
+  for (heed_tensor* tensor : {&arguments.seqused_q, &arguments.seqused_k, &arguments.leftpad_k})
+    take(*tensor, 0, batch);
   for (heed_tensor* tensor : {&arguments.cu_seqlens_q, &arguments.cu_seqlens_k}) {
     if (!present(*tensor)) continue;
     tensor->data = static_cast<int32_t*>(tensor->data) + batch * tensor->stride[0];
@@ -83,7 +84,8 @@ Tensor attention_map(const heed_attention_args& arguments, int64_t batch, int64_
   const bool packed = arguments.layout_q == HEED_LAYOUT_THD;
   const int64_t sequences = packed ? arguments.cu_seqlens_q.shape[0] - 1 : arguments.q.shape[0];
   const int64_t heads = arguments.q.shape[head_dim_of(arguments.layout_q)];
-  if (batch < 0 || batch >= sequences) throw UsageError(fmt::format("--batch is {}; there are {} sequences, from 0", batch, sequences));
+  if (batch < 0 || batch >= sequences)
+    throw UsageError(fmt::format("--batch is {}; there are {} sequences, from 0", batch, sequences));
   if (head < 0 || head >= heads) throw UsageError(fmt::format("--head is {}; there are {} heads, from 0", head, heads));
 
   const Place queries = place_of(arguments.cu_seqlens_q, arguments.q, arguments.layout_q, batch);

@@ -89,8 +89,13 @@ Row make_row(const Cell& cell, const std::string& line) {
   const Timing timing = summarize(cell.samples_us);
   const double seconds = timing.median_us * 1e-6;
   const heed_problem* problem = cell.planned.problem();
-  return {line, cell.planned.impl(), cell.threads, timing, heed_problem_flops(problem) / seconds / 1e9,
-          heed_problem_bytes(problem) / seconds / 1e9, cell.planned.workspace_bytes()};
+  return {line,
+          cell.planned.impl(),
+          cell.threads,
+          timing,
+          heed_problem_flops(problem) / seconds / 1e9,
+          heed_problem_bytes(problem) / seconds / 1e9,
+          cell.planned.workspace_bytes()};
 }
 
 // What the library itself costs a call: a problem with next to no work.
@@ -115,7 +120,10 @@ HostTimes time_host(int samples) {
 }
 
 nlohmann::json timing_json(const Timing& timing) {
-  return {{"median_us", timing.median_us}, {"p10_us", timing.p10_us}, {"p90_us", timing.p90_us}, {"samples", timing.samples}};
+  return {{"median_us", timing.median_us},
+          {"p10_us", timing.p10_us},
+          {"p90_us", timing.p90_us},
+          {"samples", timing.samples}};
 }
 
 nlohmann::json by_threads(const std::map<int, double>& values) {
@@ -129,14 +137,24 @@ nlohmann::json to_json(const BenchRequest& request, const std::vector<Row>& rows
   nlohmann::json list = nlohmann::json::array();
   for (const Row& row : rows) {
     nlohmann::json json = timing_json(row.timing);
-    json.update({{"problem", row.problem}, {"impl", row.impl}, {"threads", row.threads}, {"gflops", row.gflops},
-                 {"gbs", row.gbs}, {"workspace_bytes", row.workspace_bytes}, {"peer", "heed"}});
+    json.update({{"problem", row.problem},
+                 {"impl", row.impl},
+                 {"threads", row.threads},
+                 {"gflops", row.gflops},
+                 {"gbs", row.gbs},
+                 {"workspace_bytes", row.workspace_bytes},
+                 {"peer", "heed"}});
     list.push_back(json);
   }
-  return {{"heed", heed_version()}, {"machine", machine_facts()}, {"date", utc_date()}, {"command", request.command},
-          {"peak_gflops", by_threads(ceilings.peak_gflops)}, {"read_gbs", by_threads(ceilings.read_gbs)},
-          {"host", {{"run", timing_json(host.run)}, {"call", timing_json(host.call)}, {"plan", timing_json(host.plan)}}},
-          {"rows", list}};
+  return {
+      {"heed", heed_version()},
+      {"machine", machine_facts()},
+      {"date", utc_date()},
+      {"command", request.command},
+      {"peak_gflops", by_threads(ceilings.peak_gflops)},
+      {"read_gbs", by_threads(ceilings.read_gbs)},
+      {"host", {{"run", timing_json(host.run)}, {"call", timing_json(host.call)}, {"plan", timing_json(host.plan)}}},
+      {"rows", list}};
 }
 
 void print_table(const std::vector<Row>& rows, const Ceilings& ceilings, const HostTimes& host) {
@@ -145,7 +163,8 @@ void print_table(const std::vector<Row>& rows, const Ceilings& ceilings, const H
     table.add({row.problem, row.impl, fmt::format("{}", row.threads), time_text(row.timing.median_us),
                time_text(row.timing.p10_us), time_text(row.timing.p90_us), fmt::format("{:.1f}", row.gflops),
                fmt::format("{:.1f}", 100 * row.gflops / ceilings.peak_gflops.at(row.threads)),
-               fmt::format("{:.2f}", row.gbs), fmt::format("{:.1f}", 100 * row.gbs / ceilings.read_gbs.at(row.threads))});
+               fmt::format("{:.2f}", row.gbs),
+               fmt::format("{:.1f}", 100 * row.gbs / ceilings.read_gbs.at(row.threads))});
   }
   fmt::print("{}\n", table.text());
   for (const auto& [threads, peak] : ceilings.peak_gflops) {

@@ -18,8 +18,8 @@ std::vector<std::string> impls_to_check(const Job& job, const CheckRequest& requ
   const ProblemPtr problem = job.problem(request.threads);
   std::vector<std::string> names;
   for (const Verdict& verdict : verdicts(problem.get())) {
-    const bool in_backend = request.backend.empty() || verdict.impl.starts_with(request.backend + "/") ||
-                            verdict.impl == request.backend;
+    const bool in_backend =
+        request.backend.empty() || verdict.impl.starts_with(request.backend + "/") || verdict.impl == request.backend;
     if (verdict.accepted && in_backend && !verdict.impl.starts_with("ref/")) names.push_back(verdict.impl);
   }
   if (names.empty()) throw Failure("no implementation accepts it; `heed explain` says why");
@@ -79,7 +79,8 @@ std::vector<Outcome> check_line(const std::string& line, const CheckRequest& req
   std::vector<Outcome> outcomes;
   try {
     Job job(line);
-    for (const std::string& impl : impls_to_check(job, request)) outcomes.push_back(judge(job, line, impl, request.threads));
+    for (const std::string& impl : impls_to_check(job, request))
+      outcomes.push_back(judge(job, line, impl, request.threads));
   } catch (const Failure& failure) {
     outcomes.push_back({line, "", failure.what(), false, false, {}});
   }
@@ -99,14 +100,17 @@ int run_check(const CheckRequest& request) {
     for (const Outcome& outcome : check_line(lines[i], request)) {
       ++(outcome.passed ? passed : failed);
       table.add(row(outcome));
-      nlohmann::json json = {{"problem", outcome.line}, {"impl", outcome.impl}, {"passed", outcome.passed}, {"reason", outcome.why}};
+      nlohmann::json json = {
+          {"problem", outcome.line}, {"impl", outcome.impl}, {"passed", outcome.passed}, {"reason", outcome.why}};
       if (outcome.judged) json["report"] = check_json(outcome.report);
       rows.push_back(json);
     }
   }
   progress.clear();
   if (request.json) {
-    fmt::print("{}\n", nlohmann::json{{"heed", heed_version()}, {"passed", passed}, {"failed", failed}, {"rows", rows}}.dump(2));
+    fmt::print(
+        "{}\n",
+        nlohmann::json{{"heed", heed_version()}, {"passed", passed}, {"failed", failed}, {"rows", rows}}.dump(2));
   } else {
     fmt::print("{}\n{} passed, {} failed\n", table.text(), passed, failed);
   }

@@ -30,17 +30,26 @@ int print_json() {
   nlohmann::json implementations = nlohmann::json::array();
   for (const char* line : kPlainLines) {
     for (const Verdict& verdict : verdicts(parse_problem(line).get())) {
-      implementations.push_back({{"problem", line}, {"impl", verdict.impl}, {"accepted", verdict.accepted},
-                                 {"chosen", verdict.chosen}, {"reason", verdict.reason}});
+      implementations.push_back({{"problem", line},
+                                 {"impl", verdict.impl},
+                                 {"accepted", verdict.accepted},
+                                 {"chosen", verdict.chosen},
+                                 {"reason", verdict.reason}});
     }
   }
   nlohmann::json config = nlohmann::json::array();
   for (const heed_config_entry& entry : config_entries()) {
-    config.push_back({{"name", entry.name}, {"value", entry.value}, {"default", entry.default_value},
-                      {"set", entry.is_set != 0}, {"help", entry.help}});
+    config.push_back({{"name", entry.name},
+                      {"value", entry.value},
+                      {"default", entry.default_value},
+                      {"set", entry.is_set != 0},
+                      {"help", entry.help}});
   }
-  const nlohmann::json all = {{"heed", heed_version()}, {"abi", heed_abi_version()}, {"machine", machine_facts()},
-                              {"implementations", implementations}, {"config", config}};
+  const nlohmann::json all = {{"heed", heed_version()},
+                              {"abi", heed_abi_version()},
+                              {"machine", machine_facts()},
+                              {"implementations", implementations},
+                              {"config", config}};
   fmt::print("{}\n", all.dump(2));
   return 0;
 }
@@ -49,7 +58,8 @@ int print_json() {
 
 int run_info(const InfoRequest& request) {
   if (request.json) return print_json();
-  const std::string text = read_text([](char* buffer, size_t bytes, size_t* needed) { return heed_info(buffer, bytes, needed); });
+  const std::string text =
+      read_text([](char* buffer, size_t bytes, size_t* needed) { return heed_info(buffer, bytes, needed); });
   fmt::print("{}", text);
   if (!text.ends_with('\n')) fmt::print("\n");
   return 0;
@@ -68,11 +78,16 @@ int run_explain(const ExplainRequest& request) {
     }
     nlohmann::json rows = nlohmann::json::array();
     for (const Verdict& verdict : verdicts(problem.get(), request.backend)) {
-      rows.push_back({{"impl", verdict.impl}, {"accepted", verdict.accepted}, {"chosen", verdict.chosen},
-                      {"reason", verdict.reason}, {"cost_us", verdict.accepted ? nlohmann::json(verdict.cost_us) : nullptr}});
+      rows.push_back({{"impl", verdict.impl},
+                      {"accepted", verdict.accepted},
+                      {"chosen", verdict.chosen},
+                      {"reason", verdict.reason},
+                      {"cost_us", verdict.accepted ? nlohmann::json(verdict.cost_us) : nullptr}});
     }
-    all.push_back({{"problem", print(problem.get())}, {"flops", heed_problem_flops(problem.get())},
-                   {"bytes", heed_problem_bytes(problem.get())}, {"verdicts", rows}});
+    all.push_back({{"problem", print(problem.get())},
+                   {"flops", heed_problem_flops(problem.get())},
+                   {"bytes", heed_problem_bytes(problem.get())},
+                   {"verdicts", rows}});
   }
   if (request.json) fmt::print("{}\n", all.dump(2));
   return 0;

@@ -20,20 +20,28 @@ struct AttentionTensor {
   heed_tensor heed_attention_args::*view;
 };
 constexpr AttentionTensor kForwardInputs[] = {
-    {"q", &heed_attention_args::q}, {"k", &heed_attention_args::k}, {"v", &heed_attention_args::v},
-    {"bias", &heed_attention_args::bias}, {"mask", &heed_attention_args::mask},
-    {"alibi_slopes", &heed_attention_args::alibi_slopes}, {"sinks", &heed_attention_args::sinks},
-    {"cu_seqlens_q", &heed_attention_args::cu_seqlens_q}, {"cu_seqlens_k", &heed_attention_args::cu_seqlens_k},
-    {"seqused_q", &heed_attention_args::seqused_q}, {"seqused_k", &heed_attention_args::seqused_k},
-    {"leftpad_k", &heed_attention_args::leftpad_k}, {"page_table", &heed_attention_args::page_table},
+    {"q", &heed_attention_args::q},
+    {"k", &heed_attention_args::k},
+    {"v", &heed_attention_args::v},
+    {"bias", &heed_attention_args::bias},
+    {"mask", &heed_attention_args::mask},
+    {"alibi_slopes", &heed_attention_args::alibi_slopes},
+    {"sinks", &heed_attention_args::sinks},
+    {"cu_seqlens_q", &heed_attention_args::cu_seqlens_q},
+    {"cu_seqlens_k", &heed_attention_args::cu_seqlens_k},
+    {"seqused_q", &heed_attention_args::seqused_q},
+    {"seqused_k", &heed_attention_args::seqused_k},
+    {"leftpad_k", &heed_attention_args::leftpad_k},
+    {"page_table", &heed_attention_args::page_table},
     {"cache_batch_idx", &heed_attention_args::cache_batch_idx},
 };
 constexpr AttentionTensor kForwardOutputs[] = {{"out", &heed_attention_args::out}, {"lse", &heed_attention_args::lse}};
-constexpr AttentionTensor kBackwardInputs[] = {{"dout", &heed_attention_args::dout}, {"dlse", &heed_attention_args::dlse}};
+constexpr AttentionTensor kBackwardInputs[] = {{"dout", &heed_attention_args::dout},
+                                               {"dlse", &heed_attention_args::dlse}};
 constexpr AttentionTensor kBackwardOutputs[] = {
-    {"dq", &heed_attention_args::dq}, {"dk", &heed_attention_args::dk}, {"dv", &heed_attention_args::dv},
-    {"dbias", &heed_attention_args::dbias}, {"dsinks", &heed_attention_args::dsinks},
-    {"dalibi_slopes", &heed_attention_args::dalibi_slopes},
+    {"dq", &heed_attention_args::dq},         {"dk", &heed_attention_args::dk},
+    {"dv", &heed_attention_args::dv},         {"dbias", &heed_attention_args::dbias},
+    {"dsinks", &heed_attention_args::dsinks}, {"dalibi_slopes", &heed_attention_args::dalibi_slopes},
 };
 
 struct AppendTensor {
@@ -41,15 +49,22 @@ struct AppendTensor {
   heed_tensor heed_kv_append_args::*view;
 };
 constexpr AppendTensor kAppendInputs[] = {
-    {"k_new", &heed_kv_append_args::k_new}, {"v_new", &heed_kv_append_args::v_new}, {"q", &heed_kv_append_args::q},
-    {"rotary_cos", &heed_kv_append_args::rotary_cos}, {"rotary_sin", &heed_kv_append_args::rotary_sin},
-    {"cu_seqlens_new", &heed_kv_append_args::cu_seqlens_new}, {"cu_seqlens_q", &heed_kv_append_args::cu_seqlens_q},
-    {"cache_seqlens", &heed_kv_append_args::cache_seqlens}, {"rotary_seqlens", &heed_kv_append_args::rotary_seqlens},
-    {"leftpad_k", &heed_kv_append_args::leftpad_k}, {"page_table", &heed_kv_append_args::page_table},
+    {"k_new", &heed_kv_append_args::k_new},
+    {"v_new", &heed_kv_append_args::v_new},
+    {"q", &heed_kv_append_args::q},
+    {"rotary_cos", &heed_kv_append_args::rotary_cos},
+    {"rotary_sin", &heed_kv_append_args::rotary_sin},
+    {"cu_seqlens_new", &heed_kv_append_args::cu_seqlens_new},
+    {"cu_seqlens_q", &heed_kv_append_args::cu_seqlens_q},
+    {"cache_seqlens", &heed_kv_append_args::cache_seqlens},
+    {"rotary_seqlens", &heed_kv_append_args::rotary_seqlens},
+    {"leftpad_k", &heed_kv_append_args::leftpad_k},
+    {"page_table", &heed_kv_append_args::page_table},
     {"cache_batch_idx", &heed_kv_append_args::cache_batch_idx},
 };
 constexpr AppendTensor kAppendOutputs[] = {
-    {"k_cache", &heed_kv_append_args::k_cache}, {"v_cache", &heed_kv_append_args::v_cache},
+    {"k_cache", &heed_kv_append_args::k_cache},
+    {"v_cache", &heed_kv_append_args::v_cache},
     {"q_out", &heed_kv_append_args::q_out},
 };
 
@@ -63,7 +78,7 @@ void collect(const Args& arguments, const Rows& rows, NamedTensors& tensors) {
 
 }  // namespace
 
-// ---- Job -------------------------------------------------------------------------------------------------------------
+// ---- Job ------------------------------------------------------------------------------------------------------------
 
 Job::Job(const std::string& line) : inputs_(make_inputs(line)) {
   attention_ = heed_inputs_attention(inputs_.get());
@@ -123,11 +138,14 @@ NamedTensors Job::tensors(bool outputs) const {
   return tensors;
 }
 
-// ---- PlannedJob ------------------------------------------------------------------------------------------------------
+// ---- PlannedJob -----------------------------------------------------------------------------------------------------
 
 PlannedJob::PlannedJob(const Job& job, const std::string& backend, int threads)
-    : backend_(backend), problem_(job.problem(threads)), plan_(make_plan(problem_.get(), backend)),
-      workspace_(heed_plan_workspace_bytes(plan_.get())), is_attention_(job.attention() != nullptr) {
+    : backend_(backend),
+      problem_(job.problem(threads)),
+      plan_(make_plan(problem_.get(), backend)),
+      workspace_(heed_plan_workspace_bytes(plan_.get())),
+      is_attention_(job.attention() != nullptr) {
   if (is_attention_) {
     attention_ = *job.attention();
     if (threads > 0) attention_.num_threads = threads;
@@ -150,7 +168,7 @@ void PlannedJob::call() const {
   require(is_attention_ ? heed_attention(&attention_, &options) : heed_kv_append(&append_, &options));
 }
 
-// ---- views -----------------------------------------------------------------------------------------------------------
+// ---- views ----------------------------------------------------------------------------------------------------------
 
 heed_dtype dtype_of(ElementType type) {
   switch (type) {

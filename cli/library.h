@@ -52,9 +52,8 @@ std::string read_text(Query query) {
 }
 
 inline std::string print(const heed_problem* problem) {
-  return read_text([&](char* buffer, size_t bytes, size_t* needed) {
-    return heed_problem_print(problem, buffer, bytes, needed);
-  });
+  return read_text(
+      [&](char* buffer, size_t bytes, size_t* needed) { return heed_problem_print(problem, buffer, bytes, needed); });
 }
 
 inline ProblemPtr parse_problem(const std::string& line) {

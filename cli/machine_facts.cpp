@@ -30,8 +30,8 @@ std::string processor_fact(std::string_view key) {
 
 // Of the many flags, those that an implementation's choice can depend on.
 std::vector<std::string> instruction_sets() {
-  const std::set<std::string> wanted = {"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_bf16",
-                                        "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve"};
+  const std::set<std::string> wanted = {"avx2",        "fma",         "f16c",     "avx512f", "avx512bw", "avx512vl",
+                                        "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd",   "bf16",     "sve"};
   std::istringstream flags(processor_fact("flags") + " " + processor_fact("Features"));
   std::vector<std::string> found;
   for (std::string flag; flags >> flag;) {
@@ -61,8 +61,12 @@ nlohmann::json machine_facts() {
   utsname system = {};
   ::uname(&system);
   const int64_t memory = static_cast<int64_t>(::sysconf(_SC_PHYS_PAGES)) * ::sysconf(_SC_PAGE_SIZE);
-  return {{"cpu", processor_fact("model name")}, {"cores", usable_cores()}, {"instruction_sets", instruction_sets()},
-          {"last_cache_bytes", last_cache_bytes()}, {"memory_bytes", memory}, {"arch", system.machine},
+  return {{"cpu", processor_fact("model name")},
+          {"cores", usable_cores()},
+          {"instruction_sets", instruction_sets()},
+          {"last_cache_bytes", last_cache_bytes()},
+          {"memory_bytes", memory},
+          {"arch", system.machine},
           {"system", fmt::format("{} {}", system.sysname, system.release)}};
 }
 

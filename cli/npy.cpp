@@ -21,8 +21,8 @@ struct Descriptor {
 };
 // The first spelling of a type is the one written.
 constexpr Descriptor kDescriptors[] = {
-    {"|b1", ElementType::kBool}, {"<i4", ElementType::kI32},  {"<i8", ElementType::kI64}, {"<f2", ElementType::kF16},
-    {"<V2", ElementType::kBf16}, {"<f4", ElementType::kF32},  {"<f8", ElementType::kF64}, {"|V2", ElementType::kBf16},
+    {"|b1", ElementType::kBool}, {"<i4", ElementType::kI32}, {"<i8", ElementType::kI64}, {"<f2", ElementType::kF16},
+    {"<V2", ElementType::kBf16}, {"<f4", ElementType::kF32}, {"<f8", ElementType::kF64}, {"|V2", ElementType::kBf16},
     {"V2", ElementType::kBf16},  {"?", ElementType::kBool},
 };
 
@@ -109,7 +109,8 @@ class HeaderText {
       peek();
       int64_t value = -1;
       const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), value);
-      if (error != std::errc() || value < 0) malformed(fmt::format("has a shape entry that is no size at character {}", at_));
+      if (error != std::errc() || value < 0)
+        malformed(fmt::format("has a shape entry that is no size at character {}", at_));
       at_ = static_cast<size_t>(end - text_.data());
       if (at_ < text_.size() && text_[at_] == 'L') ++at_;  // Python 2 wrote its long integers so
       values.push_back(value);
@@ -124,10 +125,13 @@ class HeaderText {
       if (text == descriptor.text) return descriptor.type;
     }
     if (text.starts_with('>')) {
-      throw FileError(fmt::format("its elements are big-endian ('{}'); save it with .astype('<{}')", text, text.substr(1)));
+      throw FileError(
+          fmt::format("its elements are big-endian ('{}'); save it with .astype('<{}')", text, text.substr(1)));
     }
-    throw FileError(fmt::format("its dtype is '{}'; heed reads float16, float32, float64, int32, int64, bool, and bfloat16 "
-                                "as '<V2'", text));
+    throw FileError(
+        fmt::format("its dtype is '{}'; heed reads float16, float32, float64, int32, int64, bool, and bfloat16 "
+                    "as '<V2'",
+                    text));
   }
 
   std::string_view text_;
@@ -159,10 +163,11 @@ void reorder(Tensor& tensor) {
 void check_data_bytes(const NpyHeader& header, uint64_t file_bytes) {
   const uint64_t have = file_bytes - header.data_offset;
   if (have < header.data_bytes) {
-    throw FileError(fmt::format("it is truncated: shape {} of {} needs {} bytes, {} are there", shape_text(header.shape),
-                                element_name(header.type), header.data_bytes, have));
+    throw FileError(fmt::format("it is truncated: shape {} of {} needs {} bytes, {} are there",
+                                shape_text(header.shape), element_name(header.type), header.data_bytes, have));
   }
-  if (have > header.data_bytes) throw FileError(fmt::format("it has {} bytes after its data", have - header.data_bytes));
+  if (have > header.data_bytes)
+    throw FileError(fmt::format("it has {} bytes after its data", have - header.data_bytes));
 }
 
 }  // namespace

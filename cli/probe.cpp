@@ -23,7 +23,7 @@ namespace {
 // Enough independent sums to fill two units of latency four or five, and to stay in the registers there are.
 constexpr int kSums = 12;
 
-// One function an instruction set: `steps` rounds of kSums multiply-adds; returns something that depends on all of them.
+// One function an instruction set: `steps` rounds of kSums multiply-adds; what it returns depends on all of them.
 using Loop = double (*)(int64_t steps);
 struct FmaLoop {
   Loop run;
@@ -143,7 +143,8 @@ double probe_peak_gflops(int threads) {
 
 double probe_read_gbs(int threads) {
   // Four times the last cache, within what a machine can spare; written first, so that every page is real.
-  const size_t bytes = static_cast<size_t>(std::clamp<int64_t>(4 * last_cache_bytes(), int64_t{64} << 20, int64_t{1} << 29));
+  const size_t bytes =
+      static_cast<size_t>(std::clamp<int64_t>(4 * last_cache_bytes(), int64_t{64} << 20, int64_t{1} << 29));
   const AlignedBytes memory(bytes);
   const size_t words = bytes / sizeof(uint64_t) / static_cast<size_t>(threads);
   const auto* first = reinterpret_cast<const uint64_t*>(memory.data());

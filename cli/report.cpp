@@ -74,11 +74,16 @@ nlohmann::json check_json(const heed_check_report& report) {
   nlohmann::json tensors = nlohmann::json::array();
   for (int32_t i = 0; i < report.num_tensors; ++i) {
     const heed_check_tensor& tensor = report.tensors[i];
-    tensors.push_back({{"name", tensor.name}, {"passed", tensor.passed != 0}, {"checked", tensor.num_checked},
-                       {"max_error", number(tensor.max_error)}, {"max_bound", number(tensor.max_bound)},
-                       {"norm_error", number(tensor.norm_error)}, {"norm_bound", number(tensor.norm_bound)},
+    tensors.push_back({{"name", tensor.name},
+                       {"passed", tensor.passed != 0},
+                       {"checked", tensor.num_checked},
+                       {"max_error", number(tensor.max_error)},
+                       {"max_bound", number(tensor.max_bound)},
+                       {"norm_error", number(tensor.norm_error)},
+                       {"norm_bound", number(tensor.norm_bound)},
                        {"worst", std::vector<int64_t>(tensor.worst, tensor.worst + 4)},
-                       {"got", number(tensor.worst_got)}, {"want", number(tensor.worst_want)},
+                       {"got", number(tensor.worst_got)},
+                       {"want", number(tensor.worst_want)},
                        {"reason", tensor.reason}});
   }
   return {{"passed", report.passed != 0}, {"tensors", tensors}};
@@ -143,8 +148,10 @@ std::vector<std::string> problem_lines(const std::vector<std::string>& words) {
     } else {
       std::ifstream file(word);
       if (!file) {
-        throw UsageError(fmt::format("'{}' is neither a problem line (these start with attention or kv_append) nor a file "
-                                     "that can be read: {}", word, std::strerror(errno)));
+        throw UsageError(
+            fmt::format("'{}' is neither a problem line (these start with attention or kv_append) nor a file "
+                        "that can be read: {}",
+                        word, std::strerror(errno)));
       }
       const size_t before = lines.size();
       read_lines(file, word, lines);

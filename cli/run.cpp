@@ -77,7 +77,8 @@ void print_measured(const PlannedJob& planned, const Measured& measured) {
   fmt::print("rate       {:.4g} GFLOP/s, {:.4g} GB/s\n", heed_problem_flops(problem) / seconds / 1e9,
              heed_problem_bytes(problem) / seconds / 1e9);
   fmt::print("memory     workspace {}", bytes_text(static_cast<double>(planned.workspace_bytes())));
-  if (measured.peak_bytes >= 0) fmt::print("; the first run's peak beyond inputs and outputs {}", bytes_text(measured.peak_bytes));
+  if (measured.peak_bytes >= 0)
+    fmt::print("; the first run's peak beyond inputs and outputs {}", bytes_text(measured.peak_bytes));
   fmt::print("\n");
 }
 
@@ -85,9 +86,14 @@ nlohmann::json measured_json(const PlannedJob& planned, const Measured& measured
   const heed_problem* problem = planned.problem();
   const Timing& timing = measured.timing;
   const double seconds = timing.median_us * 1e-6;
-  nlohmann::json json = {{"heed", heed_version()}, {"problem", print(problem)}, {"impl", planned.impl()},
-                         {"median_us", timing.median_us}, {"p10_us", timing.p10_us}, {"p90_us", timing.p90_us},
-                         {"samples", timing.samples}, {"gflops", heed_problem_flops(problem) / seconds / 1e9},
+  nlohmann::json json = {{"heed", heed_version()},
+                         {"problem", print(problem)},
+                         {"impl", planned.impl()},
+                         {"median_us", timing.median_us},
+                         {"p10_us", timing.p10_us},
+                         {"p90_us", timing.p90_us},
+                         {"samples", timing.samples},
+                         {"gflops", heed_problem_flops(problem) / seconds / 1e9},
                          {"gbs", heed_problem_bytes(problem) / seconds / 1e9},
                          {"workspace_bytes", planned.workspace_bytes()}};
   if (measured.peak_bytes >= 0) json["peak_bytes"] = measured.peak_bytes;

@@ -19,14 +19,26 @@ struct Dtype {
   std::optional<ElementType> type;  // none: legal in a file, unusable here
 };
 constexpr Dtype kDtypes[] = {
-    {"BOOL", 1, ElementType::kBool}, {"I32", 4, ElementType::kI32}, {"I64", 8, ElementType::kI64},
-    {"F16", 2, ElementType::kF16},   {"BF16", 2, ElementType::kBf16}, {"F32", 4, ElementType::kF32},
-    {"F64", 8, ElementType::kF64},   {"U8", 1, {}}, {"I8", 1, {}}, {"I16", 2, {}}, {"U16", 2, {}}, {"U32", 4, {}},
-    {"U64", 8, {}}, {"F8_E4M3", 1, {}}, {"F8_E5M2", 1, {}},
+    {"BOOL", 1, ElementType::kBool},
+    {"I32", 4, ElementType::kI32},
+    {"I64", 8, ElementType::kI64},
+    {"F16", 2, ElementType::kF16},
+    {"BF16", 2, ElementType::kBf16},
+    {"F32", 4, ElementType::kF32},
+    {"F64", 8, ElementType::kF64},
+    {"U8", 1, {}},
+    {"I8", 1, {}},
+    {"I16", 2, {}},
+    {"U16", 2, {}},
+    {"U32", 4, {}},
+    {"U64", 8, {}},
+    {"F8_E4M3", 1, {}},
+    {"F8_E5M2", 1, {}},
 };
 
 const Dtype* find_dtype(std::string_view name) {
-  const auto* row = std::find_if(std::begin(kDtypes), std::end(kDtypes), [&](const Dtype& d) { return d.name == name; });
+  const auto* row =
+      std::find_if(std::begin(kDtypes), std::end(kDtypes), [&](const Dtype& d) { return d.name == name; });
   return row == std::end(kDtypes) ? nullptr : row;
 }
 
@@ -71,7 +83,8 @@ SafetensorsEntry parse_entry(const std::string& name, const nlohmann::json& valu
   }
   const nlohmann::json &dtype = value["dtype"], &shape = value["shape"], &offsets = value["data_offsets"];
   if (!dtype.is_string()) refuse("has a dtype that is no name");
-  if (!shape.is_array() || !std::all_of(shape.begin(), shape.end(), is_size)) refuse("has a shape that is no list of sizes");
+  if (!shape.is_array() || !std::all_of(shape.begin(), shape.end(), is_size))
+    refuse("has a shape that is no list of sizes");
   if (!offsets.is_array() || offsets.size() != 2 || !is_size(offsets[0]) || !is_size(offsets[1])) {
     refuse("has data_offsets that are no two sizes");
   }
@@ -99,7 +112,8 @@ void check_layout(const SafetensorsIndex& index, uint64_t data_bytes) {
   uint64_t at = 0;
   for (const auto& [entry, name] : order) {
     if (entry->begin < at) throw FileError(fmt::format("tensor '{}' overlaps the one before it", *name));
-    if (entry->begin > at) throw FileError(fmt::format("{} bytes before tensor '{}' belong to none", entry->begin - at, *name));
+    if (entry->begin > at)
+      throw FileError(fmt::format("{} bytes before tensor '{}' belong to none", entry->begin - at, *name));
     at = entry->end;
   }
   if (at != data_bytes) throw FileError(fmt::format("{} bytes at its end belong to no tensor", data_bytes - at));
@@ -112,7 +126,8 @@ uint64_t safetensors_header_bytes(std::span<const std::byte> first_bytes, uint64
   uint64_t bytes = 0;
   for (int i = 7; i >= 0; --i) bytes = bytes << 8 | std::to_integer<uint64_t>(first_bytes[i]);
   if (bytes > kMaxSafetensorsHeaderBytes) {
-    throw FileError(fmt::format("its safetensors header claims {} bytes, at most {} are legal", bytes, kMaxSafetensorsHeaderBytes));
+    throw FileError(
+        fmt::format("its safetensors header claims {} bytes, at most {} are legal", bytes, kMaxSafetensorsHeaderBytes));
   }
   if (bytes > file_bytes - 8) throw FileError("it is truncated inside its safetensors header");
   return bytes;
@@ -134,7 +149,8 @@ SafetensorsIndex parse_safetensors_header(std::span<const std::byte> header, uin
 ElementType safetensors_type(const SafetensorsEntry& entry, std::string_view name) {
   const Dtype* dtype = find_dtype(entry.dtype);
   if (dtype == nullptr || !dtype->type) {
-    throw FileError(fmt::format("tensor '{}' has dtype {}; heed reads F16, BF16, F32, F64, I32, I64 and BOOL", name, entry.dtype));
+    throw FileError(
+        fmt::format("tensor '{}' has dtype {}; heed reads F16, BF16, F32, F64, I32, I64 and BOOL", name, entry.dtype));
   }
   return *dtype->type;
 }
@@ -179,7 +195,8 @@ std::vector<std::byte> make_safetensors_header(const NamedTensors& tensors, std:
   nlohmann::ordered_json json = nlohmann::ordered_json::object();
   uint64_t at = 0;
   for (const auto& [tensor, name] : sorted) {
-    const auto* dtype = std::find_if(std::begin(kDtypes), std::end(kDtypes), [&](const Dtype& d) { return d.type == tensor->type; });
+    const auto* dtype =
+        std::find_if(std::begin(kDtypes), std::end(kDtypes), [&](const Dtype& d) { return d.type == tensor->type; });
     json[*name] = {{"dtype", dtype->name}, {"shape", tensor->shape}, {"data_offsets", {at, at + tensor->data.size()}}};
     at += tensor->data.size();
     order.push_back(tensor);

@@ -27,7 +27,7 @@ SafetensorsIndex parse_safetensors_header(std::span<const std::byte> header, uin
 // The element type of an entry, or a FileError that names what there is.
 ElementType safetensors_type(const SafetensorsEntry& entry, std::string_view name);
 
-NamedTensors read_safetensors(std::span<const std::byte> file);   // every tensor; those of unusable dtype are left out
+NamedTensors read_safetensors(std::span<const std::byte> file);  // every tensor; those of unusable dtype are left out
 SafetensorsIndex read_safetensors_index(const InputFile& file);
 Tensor read_safetensors_tensor(const InputFile& file, const SafetensorsIndex& index, const std::string& name);
 std::vector<std::byte> make_safetensors_header(const NamedTensors& tensors, std::vector<const Tensor*>& order);

@@ -137,7 +137,8 @@ Tensor convert(const Tensor& tensor, ElementType type) {
   if (tensor.type == ElementType::kI64 && type == ElementType::kI32) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t value = tensor.as<int64_t>()[i];
-      if (value != static_cast<int32_t>(value)) throw FileError(fmt::format("element {} is {}, too large for i32", i, value));
+      if (value != static_cast<int32_t>(value))
+        throw FileError(fmt::format("element {} is {}, too large for i32", i, value));
       converted.as<int32_t>()[i] = static_cast<int32_t>(value);
     }
     return converted;

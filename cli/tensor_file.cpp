@@ -53,14 +53,17 @@ Tensor read_from(const TensorRef& ref) {
   const InputFile file(ref.path);
   const Format format = format_of(ref.path);
   if (format == Format::kNpy) {
-    if (!ref.name.empty()) throw FileError(fmt::format("a .npy file holds one tensor without a name; '{}' was asked for", ref.name));
+    if (!ref.name.empty())
+      throw FileError(fmt::format("a .npy file holds one tensor without a name; '{}' was asked for", ref.name));
     return read_npy(file);
   }
   const std::vector<std::string> names = names_in(ref.path);
   const std::string name = ref.name.empty() && names.size() == 1 ? names[0] : ref.name;
   if (std::find(names.begin(), names.end(), name) == names.end()) {
-    const std::string missing = name.empty() ? "say which tensor, FILE:NAME" : fmt::format("it has no tensor '{}'", name);
-    throw FileError(fmt::format("{}; it holds: {}", missing, names.empty() ? "nothing" : fmt::format("{}", fmt::join(names, ", "))));
+    const std::string missing =
+        name.empty() ? "say which tensor, FILE:NAME" : fmt::format("it has no tensor '{}'", name);
+    throw FileError(fmt::format("{}; it holds: {}", missing,
+                                names.empty() ? "nothing" : fmt::format("{}", fmt::join(names, ", "))));
   }
   if (format == Format::kNpz) return read_npz_tensor(ref.path, name);
   return read_safetensors_tensor(file, read_safetensors_index(file), name);
@@ -70,9 +73,11 @@ void write_parts(const std::string& path, std::span<const std::span<const std::b
   std::FILE* file = std::fopen(path.c_str(), "wb");
   if (file == nullptr) throw FileError(std::strerror(errno));
   bool ok = true;
-  for (const auto& part : parts) ok = ok && (part.empty() || std::fwrite(part.data(), 1, part.size(), file) == part.size());
+  for (const auto& part : parts)
+    ok = ok && (part.empty() || std::fwrite(part.data(), 1, part.size(), file) == part.size());
   const int write_error = errno;
-  if (std::fclose(file) != 0 || !ok) throw FileError(fmt::format("cannot be written: {}", std::strerror(ok ? errno : write_error)));
+  if (std::fclose(file) != 0 || !ok)
+    throw FileError(fmt::format("cannot be written: {}", std::strerror(ok ? errno : write_error)));
 }
 
 std::span<const std::byte> content(const Tensor& tensor) { return {tensor.data.data(), tensor.data.size()}; }
@@ -80,7 +85,9 @@ std::span<const std::byte> content(const Tensor& tensor) { return {tensor.data.d
 void write_to(const std::string& path, const NamedTensors& tensors) {
   switch (format_of(path)) {
     case Format::kNpy: {
-      if (tensors.size() != 1) throw FileError(fmt::format("a .npy file holds one tensor, not {}; .npz and .safetensors hold more", tensors.size()));
+      if (tensors.size() != 1)
+        throw FileError(
+            fmt::format("a .npy file holds one tensor, not {}; .npz and .safetensors hold more", tensors.size()));
       const Tensor& tensor = tensors.begin()->second;
       const std::vector<std::byte> header = make_npy_header(tensor.type, tensor.shape);
       return write_parts(path, std::array<std::span<const std::byte>, 2>{header, content(tensor)});

@@ -2,6 +2,7 @@
 
 Plain Python: the files are written and read here by hand, so that the test has its own opinion of the formats.
 """
+
 import json
 import math
 import os
@@ -20,8 +21,14 @@ SMALL = "attention hq=2 sq=20 d=16 causal"
 
 
 def heed(*words, stdin=None, **environment):
-    return subprocess.run([HEED, *map(str, words)], capture_output=True, text=True, input=stdin, timeout=120,
-                          env={**os.environ, **environment})
+    return subprocess.run(
+        [HEED, *map(str, words)],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        timeout=120,
+        env={**os.environ, **environment},
+    )
 
 
 def elements(shape):
@@ -30,13 +37,15 @@ def elements(shape):
 
 def npy(shape, values, code="f", descr="<f4", fortran=False):
     header = f"{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {tuple(shape)}, }}\n".encode()
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + struct.pack(f"<{len(values)}{code}", *values)
+    return (
+        b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + struct.pack(f"<{len(values)}{code}", *values)
+    )
 
 
 def read_npy(content):
     (size,) = struct.unpack("<H", content[8:10])
-    header = eval(content[10:10 + size].decode(), {"__builtins__": {}})  # a literal of our own making
-    data = content[10 + size:]
+    header = eval(content[10 : 10 + size].decode(), {"__builtins__": {}})  # a literal of our own making
+    data = content[10 + size :]
     code = {"<f4": "f", "<f2": "e", "<f8": "d"}[header["descr"]]
     return header["shape"], struct.unpack(f"<{len(data) // struct.calcsize(code)}{code}", data)
 
@@ -53,10 +62,12 @@ def safetensors(tensors):
 
 def read_safetensors(content):
     (size,) = struct.unpack("<Q", content[:8])
-    header = json.loads(content[8:8 + size])
+    header = json.loads(content[8 : 8 + size])
     header.pop("__metadata__", None)
-    return {name: (e["dtype"], e["shape"], content[8 + size + e["data_offsets"][0]:8 + size + e["data_offsets"][1]])
-            for name, e in header.items()}
+    return {
+        name: (e["dtype"], e["shape"], content[8 + size + e["data_offsets"][0] : 8 + size + e["data_offsets"][1]])
+        for name, e in header.items()
+    }
 
 
 def floats(values):
@@ -188,11 +199,41 @@ class RunProblem(CommandTest):
     def test_inputs_saved_and_run_again_give_the_same_bits(self):
         features = "b=2 hq=4 hkv=2 sq=9 sk=13 d=16 bias=f32:hij mask=bj sinks alibi softcap softcap_value=5 lse"
         for dtype, flags in (("", []), (" bf16", ["--layout", "bshd"])):
-            saved, first, again = (self.path(name) for name in ("in.safetensors", "first.safetensors", "again.safetensors"))
-            self.ok("run", f"attention {features} causal window=6,0{dtype}", "--samples", 1, "--save-inputs", saved, "-o", first)
-            self.ok("run", "--input", saved, "--causal", "--window", "6,0", "--softcap", 5, *flags, "--samples", 1, "--check",
-                    "-o", again, "--lse", self.path("lse.safetensors"))
-            want, got = read_safetensors(self.content("first.safetensors")), read_safetensors(self.content("again.safetensors"))
+            saved, first, again = (
+                self.path(name) for name in ("in.safetensors", "first.safetensors", "again.safetensors")
+            )
+            self.ok(
+                "run",
+                f"attention {features} causal window=6,0{dtype}",
+                "--samples",
+                1,
+                "--save-inputs",
+                saved,
+                "-o",
+                first,
+            )
+            self.ok(
+                "run",
+                "--input",
+                saved,
+                "--causal",
+                "--window",
+                "6,0",
+                "--softcap",
+                5,
+                *flags,
+                "--samples",
+                1,
+                "--check",
+                "-o",
+                again,
+                "--lse",
+                self.path("lse.safetensors"),
+            )
+            want, got = (
+                read_safetensors(self.content("first.safetensors")),
+                read_safetensors(self.content("again.safetensors")),
+            )
             self.assertEqual(got["out"], want["out"])
             self.assertEqual(read_safetensors(self.content("lse.safetensors"))["lse"], want["lse"])
 
@@ -227,8 +268,12 @@ class RunFiles(CommandTest):
             self.files += [f"--{name}", self.path(f"{name}.npy", npy((1, n, 1, self.d), values))]
 
     def layer(self, prefix=""):
-        return safetensors({prefix + name: ("F32", (1, len(values) // self.d, 1, self.d), floats(values))
-                            for name, values in (("q", self.q), ("k", self.k), ("v", self.v))})
+        return safetensors(
+            {
+                prefix + name: ("F32", (1, len(values) // self.d, 1, self.d), floats(values))
+                for name, values in (("q", self.q), ("k", self.k), ("v", self.v))
+            }
+        )
 
     def test_npy_against_the_textbook(self):
         text = self.ok("run", *self.files, "--check", "-o", self.path("out.npy"), "--lse", self.path("lse.npy"))
@@ -242,20 +287,46 @@ class RunFiles(CommandTest):
 
     def test_causal_layouts_prefixes_and_map(self):
         file = self.path("layer.safetensors", self.layer("model.3."))
-        self.ok("run", "--input", file + ":model.3.", "--causal", "-o", self.path("out.npy"), "--map", self.path("map.npy"), "--samples", 1)
+        self.ok(
+            "run",
+            "--input",
+            file + ":model.3.",
+            "--causal",
+            "-o",
+            self.path("out.npy"),
+            "--map",
+            self.path("map.npy"),
+            "--samples",
+            1,
+        )
         self.near(read_npy(self.content("out.npy"))[1], self.want_causal[0])
         shape, probabilities = read_npy(self.content("map.npy"))
         self.assertEqual(shape, (self.sq, self.sk))
         self.near(probabilities, self.want_causal[1])
         refs = [f"{file}:model.3.{name}" for name in "qkv"]
-        self.ok("run", "--q", refs[0], "--k", refs[1], "--v", refs[2], "--causal", "--samples", 1, "-o", self.path("again.npy"))
+        self.ok(
+            "run",
+            "--q",
+            refs[0],
+            "--k",
+            refs[1],
+            "--v",
+            refs[2],
+            "--causal",
+            "--samples",
+            1,
+            "-o",
+            self.path("again.npy"),
+        )
         self.assertEqual(self.content("again.npy"), self.content("out.npy"))
 
     def test_a_sequence_without_batch(self):
         files = []
         for name, values in (("q", self.q), ("k", self.k), ("v", self.v)):
             files += [f"--{name}", self.path(f"{name}3.npy", npy((1, len(values) // self.d, self.d), values))]
-        self.ok("run", *files, "--layout", "bhsd", "--samples", 1, "-o", self.path("out.npy"), "--lse", self.path("lse.npy"))
+        self.ok(
+            "run", *files, "--layout", "bhsd", "--samples", 1, "-o", self.path("out.npy"), "--lse", self.path("lse.npy")
+        )
         shape, out = read_npy(self.content("out.npy"))
         self.assertEqual(shape, (1, self.sq, self.d))
         self.near(out, self.want[0])
@@ -273,12 +344,39 @@ class RunFiles(CommandTest):
     def test_dtypes(self):
         self.ok("run", *self.files, "--dtype", "f16", "--check", "--samples", 1, "-o", self.path("out.npy"))
         self.near(read_npy(self.content("out.npy"))[1], self.want[0], 5e-3)
-        self.ok("run", *self.files, "--dtype", "bf16", "--out-dtype", "f32", "--check", "--samples", 1, "-o", self.path("out.npy"))
+        self.ok(
+            "run",
+            *self.files,
+            "--dtype",
+            "bf16",
+            "--out-dtype",
+            "f32",
+            "--check",
+            "--samples",
+            1,
+            "-o",
+            self.path("out.npy"),
+        )
         self.near(read_npy(self.content("out.npy"))[1], self.want[0], 5e-2)
         self.ok("run", *self.files, "--dtype", "bf16", "--samples", 1, "-o", self.path("out.npy"))
         self.assertIn(b"'descr': '<V2'", self.content("out.npy"))
-        self.ok("run", "--q", self.path("q.npy"), "--k", self.path("k.npy"), "--v", self.path("v.npy"), "--dtype", "bf16",
-                "--samples", 1, "--save-inputs", self.path("bf16.safetensors"), "-o", self.path("first.npy"))
+        self.ok(
+            "run",
+            "--q",
+            self.path("q.npy"),
+            "--k",
+            self.path("k.npy"),
+            "--v",
+            self.path("v.npy"),
+            "--dtype",
+            "bf16",
+            "--samples",
+            1,
+            "--save-inputs",
+            self.path("bf16.safetensors"),
+            "-o",
+            self.path("first.npy"),
+        )
         self.ok("run", self.path("bf16.safetensors"), "--samples", 1, "-o", self.path("again.npy"))
         self.assertEqual(self.content("again.npy"), self.content("first.npy"))
 
@@ -289,7 +387,19 @@ class RunFiles(CommandTest):
         for name, values in (("q", self.q), ("k", self.k), ("v", self.v)):
             files += [f"--{name}", self.path(f"{name}3.npy", npy((len(values) // self.d, 1, self.d), values))]
         files += ["--cu-seqlens-q", starts, "--cu-seqlens-k", starts_k]
-        self.ok("run", *files, "--causal", "--samples", 1, "-o", self.path("out.npy"), "--map", self.path("map.npy"), "--batch", 1)
+        self.ok(
+            "run",
+            *files,
+            "--causal",
+            "--samples",
+            1,
+            "-o",
+            self.path("out.npy"),
+            "--map",
+            self.path("map.npy"),
+            "--batch",
+            1,
+        )
         self.near(read_npy(self.content("out.npy"))[1], self.want_causal[0])
         self.near(read_npy(self.content("map.npy"))[1], self.want_causal[1])
         self.ok("run", *files, "--samples", 1, "--map", self.path("map.npy"), "--batch", 0)
@@ -300,7 +410,18 @@ class RunFiles(CommandTest):
     def test_a_mask_of_two_dimensions(self):
         mask = [1 if j <= i + self.sk - self.sq else 0 for i in range(self.sq) for j in range(self.sk)]
         file = self.path("mask.npy", npy((self.sq, self.sk), mask, "B", "|b1"))
-        self.ok("run", *self.files, "--mask", file, "--samples", 1, "-o", self.path("out.npy"), "--map", self.path("map.npy"))
+        self.ok(
+            "run",
+            *self.files,
+            "--mask",
+            file,
+            "--samples",
+            1,
+            "-o",
+            self.path("out.npy"),
+            "--map",
+            self.path("map.npy"),
+        )
         self.near(read_npy(self.content("out.npy"))[1], self.want_causal[0])
         self.near(read_npy(self.content("map.npy"))[1], self.want_causal[1])
 
@@ -309,28 +430,54 @@ class RunFiles(CommandTest):
         self.assertTrue(run["check"]["passed"])
         (rows, columns), probabilities = read_npy(self.content("map.npy"))
         for row in range(rows):
-            self.assertAlmostEqual(sum(probabilities[row * columns:(row + 1) * columns]), 1.0, places=4)
+            self.assertAlmostEqual(sum(probabilities[row * columns : (row + 1) * columns]), 1.0, places=4)
 
     def test_every_fault_is_one_sentence(self):
         q, k, v = self.files[0:2], self.files[2:4], self.files[4:6]
         none, good = self.path("none.npy"), self.content("q.npy")
         self.fails(1, "none.npy: No such file or directory", "run", "--q", none, *k, *v)
-        self.fails(1, "truncated: shape [1, 5, 1, 8] of f32 needs 160 bytes, 159 are there", "run",
-                   "--q", self.path("cut.npy", good[:-1]), *k, *v)
+        self.fails(
+            1,
+            "truncated: shape [1, 5, 1, 8] of f32 needs 160 bytes, 159 are there",
+            "run",
+            "--q",
+            self.path("cut.npy", good[:-1]),
+            *k,
+            *v,
+        )
         self.fails(1, "dtype is '<u2'", "run", "--q", self.path("u2.npy", npy((2,), [1, 2], "H", "<u2")), *k, *v)
-        self.fails(1, "q has shape [5], which is no bshd", "run", "--q", self.path("flat.npy", npy((5,), [0.0] * 5)), *k, *v)
+        self.fails(
+            1, "q has shape [5], which is no bshd", "run", "--q", self.path("flat.npy", npy((5,), [0.0] * 5)), *k, *v
+        )
         self.fails(1, "k", "run", *q, "--k", self.path("d4.npy", npy((1, 7, 1, 4), [0.0] * 28)), *v)
-        self.fails(1, "add --dtype f32", "run", "--q", self.path("f64.npy", npy((1, 5, 1, 8), self.q, "d", "<f8")), *k, *v)
+        self.fails(
+            1, "add --dtype f32", "run", "--q", self.path("f64.npy", npy((1, 5, 1, 8), self.q, "d", "<f8")), *k, *v
+        )
         self.fails(1, "mask is bool", "run", *self.files, "--mask", self.path("m.npy", npy((5, 7), [0.0] * 35)))
         self.fails(2, "there is no v: give --v FILE[:NAME]", "run", *q, *k)
-        self.fails(1, "none of its tensors is named x.q", "run", "--input", self.path("l.safetensors", self.layer()) + ":x.")
-        self.fails(1, "it has no tensor 'w'; it holds: k, q, v", "run", "--q", self.path("l.safetensors") + ":w", *k, *v)
+        self.fails(
+            1, "none of its tensors is named x.q", "run", "--input", self.path("l.safetensors", self.layer()) + ":x."
+        )
+        self.fails(
+            1, "it has no tensor 'w'; it holds: k, q, v", "run", "--q", self.path("l.safetensors") + ":w", *k, *v
+        )
         self.fails(1, "truncated", "run", self.path("cut.safetensors", self.layer()[:-3]))
         self.fails(1, "no readable .npz archive", "run", self.path("x.npz", b"nothing"))
         self.fails(2, "--offset is 'left'; allowed are top and whole numbers", "run", *self.files, "--offset", "left")
         self.fails(2, "--layout", "run", *self.files, "--layout", "hsbd")
         self.fails(2, "--window", "run", *self.files, "--window", "3")
-        self.fails(2, "--head is 3; there are 1 heads", "run", *self.files, "--samples", 1, "--map", self.path("m.npy"), "--head", 3)
+        self.fails(
+            2,
+            "--head is 3; there are 1 heads",
+            "run",
+            *self.files,
+            "--samples",
+            1,
+            "--map",
+            self.path("m.npy"),
+            "--head",
+            3,
+        )
         self.fails(2, "nobody", "run", *self.files, "--backend", "nobody")
         self.assertFalse(os.path.exists(self.path("out.npy")))
 
@@ -339,7 +486,9 @@ class Check(CommandTest):
     def test_lines_files_and_stdin(self):
         self.assertIn("1 passed, 0 failed", self.ok("check", SMALL))
         self.assertIn("2 passed, 0 failed", self.ok("check", *SMALL.split(), *"attention sq=3 d=8 bf16".split()))
-        file = self.path("lines.txt", f"# three\n{SMALL}\n\n{SMALL} pass=bwd  # backward\nkv_append sn=1 sk=4 d=8\n".encode())
+        file = self.path(
+            "lines.txt", f"# three\n{SMALL}\n\n{SMALL} pass=bwd  # backward\nkv_append sn=1 sk=4 d=8\n".encode()
+        )
         self.assertIn("3 passed, 0 failed", self.ok("check", file))
         self.assertIn("1 passed, 0 failed", self.ok("check", "-", stdin=SMALL + "\n"))
 
@@ -358,19 +507,39 @@ class Check(CommandTest):
         self.assertIn("FAILED", done.stdout)
 
     def test_faults(self):
-        self.fails(2, "lines.txt:2: ", "check", self.path("lines.txt", b"attention sq=3 d=8\nattention sq=3 d=8 causal causal\n"))
+        self.fails(
+            2,
+            "lines.txt:2: ",
+            "check",
+            self.path("lines.txt", b"attention sq=3 d=8\nattention sq=3 d=8 causal causal\n"),
+        )
         self.fails(2, "no problem line in it", "check", self.path("empty.txt", b"# nothing\n"))
         self.fails(2, "nowhere", "check", SMALL, "--backend", "nowhere")
 
 
 class Bench(CommandTest):
     def test_table_and_json(self):
-        text = self.ok("bench", SMALL, "attention sq=1 sk=64 d=16", "--threads", "1,2", "--samples", 3, "--min-time", 0.1,
-                       "--backend", "all", "--json", self.path("bench.json"))
+        text = self.ok(
+            "bench",
+            SMALL,
+            "attention sq=1 sk=64 d=16",
+            "--threads",
+            "1,2",
+            "--samples",
+            3,
+            "--min-time",
+            0.1,
+            "--backend",
+            "all",
+            "--json",
+            self.path("bench.json"),
+        )
         for part in ("GFLOP/s", "% peak", "GB/s", "peak on 1 thread", "peak on 2 threads", "plan cached"):
             self.assertIn(part, text)
         report = json.loads(self.content("bench.json"))
-        self.assertEqual(sorted(report), ["command", "date", "heed", "host", "machine", "peak_gflops", "read_gbs", "rows"])
+        self.assertEqual(
+            sorted(report), ["command", "date", "heed", "host", "machine", "peak_gflops", "read_gbs", "rows"]
+        )
         self.assertTrue(report["command"].startswith("heed bench"))
         self.assertEqual(sorted(report["peak_gflops"]), ["1", "2"])
         cells = {(row["problem"], row["impl"], row["threads"]) for row in report["rows"]}
@@ -383,7 +552,19 @@ class Bench(CommandTest):
             self.assertGreater(row["gbs"], 0)
 
     def test_one_that_cannot_be_done_does_not_stop_the_others(self):
-        done = heed("bench", "attention sq=3 d=8 f64", SMALL, "--backend", "cpu", "--threads", 1, "--samples", 1, "--min-time", 0.1)
+        done = heed(
+            "bench",
+            "attention sq=3 d=8 f64",
+            SMALL,
+            "--backend",
+            "cpu",
+            "--threads",
+            1,
+            "--samples",
+            1,
+            "--min-time",
+            0.1,
+        )
         self.assertEqual(done.returncode, 1)
         self.assertIn(SMALL, done.stdout)
         self.assertTrue(done.stderr.startswith("heed: attention sq=3 d=8 f64: "), done.stderr)
@@ -391,7 +572,18 @@ class Bench(CommandTest):
     def test_faults(self):
         self.fails(2, "nobody", "bench", SMALL, "--backend", "nobody")
         self.fails(2, "--threads", "bench", SMALL, "--threads", "0")
-        self.fails(1, "cannot be written", "bench", SMALL, "--samples", 1, "--threads", 1, "--json", self.path("no/such/x.json"))
+        self.fails(
+            1,
+            "cannot be written",
+            "bench",
+            SMALL,
+            "--samples",
+            1,
+            "--threads",
+            1,
+            "--json",
+            self.path("no/such/x.json"),
+        )
 
 
 if __name__ == "__main__":

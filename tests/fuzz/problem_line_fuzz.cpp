@@ -1,5 +1,5 @@
-// Any text as a problem line: a problem or a sentence that points at the place; and what was read, printed, reads as the
-// same and prints as the same.
+// Any text as a problem line: a problem or a sentence that points at the place; and what was read, printed, reads as
+// the same and prints as the same.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -15,7 +15,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* bytes, size_t size) {
   }
   std::vector<const Tensor*> order;
   std::vector<std::byte> file = make_safetensors_header(tensors, order);
-  for (const Tensor* tensor : order) file.insert(file.end(), tensor->data.data(), tensor->data.data() + tensor->data.size());
+  for (const Tensor* tensor : order)
+    file.insert(file.end(), tensor->data.data(), tensor->data.data() + tensor->data.size());
   const NamedTensors again = read_safetensors(file);
   if (again.size() != tensors.size()) std::abort();
   for (const auto& [name, tensor] : tensors) {

@@ -77,7 +77,7 @@ void expect_same(const Tensor& got, const Tensor& want) {
   EXPECT_EQ(std::memcmp(got.data.data(), want.data.data(), want.data.size()), 0);
 }
 
-constexpr ElementType kTypes[] = {ElementType::kBool, ElementType::kI32,  ElementType::kI64, ElementType::kF16,
+constexpr ElementType kTypes[] = {ElementType::kBool, ElementType::kI32, ElementType::kI64, ElementType::kF16,
                                   ElementType::kBf16, ElementType::kF32, ElementType::kF64};
 
 class TensorFileTest : public testing::Test {
@@ -105,7 +105,7 @@ class TensorFileTest : public testing::Test {
   std::filesystem::path folder_;
 };
 
-// ---- round trips -----------------------------------------------------------------------------------------------------
+// ---- round trips ----------------------------------------------------------------------------------------------------
 
 TEST_F(TensorFileTest, EveryTypeAndShapeComesBack) {
   const std::vector<std::vector<int64_t>> shapes = {{}, {1}, {5}, {2, 3}, {0, 4}, {2, 1, 3, 4}};
@@ -140,13 +140,14 @@ TEST_F(TensorFileTest, DataIsAlignedInMemoryAndInFiles) {
   EXPECT_EQ(make_safetensors_header({{"x", tensor}}, order).size() % 8, 0u);
 }
 
-// ---- .npy ------------------------------------------------------------------------------------------------------------
+// ---- .npy -----------------------------------------------------------------------------------------------------------
 
 TEST(Npy, SpellingsOfNumPyAreRead) {
   const std::string data(8, '\1');
   const auto read = [&](const std::string& text) { return read_npy(bytes_of(text)); };
   EXPECT_EQ(read(npy_text(dictionary("'<f4'", "(2,)"), data)).shape, std::vector<int64_t>{2});
-  EXPECT_EQ(read(npy_text(dictionary("'<f4'", "(2,)") + std::string(30, ' ') + "\n", data, 2)).shape, std::vector<int64_t>{2});
+  EXPECT_EQ(read(npy_text(dictionary("'<f4'", "(2,)") + std::string(30, ' ') + "\n", data, 2)).shape,
+            std::vector<int64_t>{2});
   EXPECT_EQ(read(npy_text(dictionary("\"<f4\"", "( 1 , 2L )"), data, 3)).shape, (std::vector<int64_t>{1, 2}));
   EXPECT_EQ(read(npy_text("{'shape':(),'fortran_order':True,'descr':'<f8'}", data)).type, ElementType::kF64);
   for (const char* spelling : {"'<V2'", "'|V2'", "'V2'"}) {
@@ -178,7 +179,9 @@ TEST(Npy, EveryFaultHasASentence) {
   long_header[11] = '\x7f';
   EXPECT_SAYS(npy_complaint(long_header), "more than 65536 is no array's");
 
-  const auto header_complaint = [](const std::string& header) { return npy_complaint(npy_text(header, std::string(8, '\0'))); };
+  const auto header_complaint = [](const std::string& header) {
+    return npy_complaint(npy_text(header, std::string(8, '\0')));
+  };
   EXPECT_SAYS(header_complaint("no dictionary"), "lacks a '{'");
   EXPECT_SAYS(header_complaint("{'descr': '<f4', 'shape': (2,), }"), "lacks one of descr, fortran_order, shape");
   EXPECT_SAYS(header_complaint("{'descr': '<f4', 'descr': '<f4'}"), "'descr' twice");
@@ -201,10 +204,11 @@ TEST(Npy, EveryFaultHasASentence) {
   EXPECT_SAYS(header_complaint(dictionary("[('x', '<f4')]", "(2,)")), "records");
 }
 
-// ---- .safetensors ----------------------------------------------------------------------------------------------------
+// ---- .safetensors ---------------------------------------------------------------------------------------------------
 
 std::string entry(const std::string& dtype, const std::string& shape, int begin, int end) {
-  return R"({"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":[)" + std::to_string(begin) + "," + std::to_string(end) + "]}";
+  return R"({"dtype":")" + dtype + R"(","shape":)" + shape + R"(,"data_offsets":[)" + std::to_string(begin) + "," +
+         std::to_string(end) + "]}";
 }
 
 TEST(Safetensors, EveryFaultHasASentence) {
@@ -214,7 +218,8 @@ TEST(Safetensors, EveryFaultHasASentence) {
   ASSERT_EQ(safetensors_complaint(safetensors_text("{}  ", "")), "");
   EXPECT_SAYS(safetensors_complaint("1234567"), "too short");
   EXPECT_SAYS(safetensors_complaint(std::string("\xff\xff\xff\xff\xff\xff\xff\x7f", 8)), "at most 100000000 are legal");
-  EXPECT_SAYS(safetensors_complaint(safetensors_text("{}", "").substr(0, 9)), "truncated inside its safetensors header");
+  EXPECT_SAYS(safetensors_complaint(safetensors_text("{}", "").substr(0, 9)),
+              "truncated inside its safetensors header");
   EXPECT_SAYS(safetensors_complaint(safetensors_text("", "")), "does not start with '{'");
   EXPECT_SAYS(safetensors_complaint(safetensors_text("[1]", "")), "does not start with '{'");
   EXPECT_SAYS(safetensors_complaint(safetensors_text("{\"a\"", "")), "no JSON object");
@@ -236,20 +241,22 @@ TEST(Safetensors, EveryFaultHasASentence) {
   EXPECT_SAYS(fault(entry("F32", "[4294967296,4294967296]", 0, 4), four), "larger than any memory");
   EXPECT_SAYS(fault(one, eight), "4 bytes at its end belong to no tensor");
   EXPECT_SAYS(fault(entry("F32", "[1]", 4, 8), eight), "4 bytes before tensor 'a' belong to none");
-  EXPECT_SAYS(safetensors_complaint(safetensors_text("{\"a\":" + entry("F32", "[2]", 0, 8) + ",\"b\":" + entry("F32", "[2]", 4, 12) + "}",
-                                                     std::string(12, '\0'))), "tensor 'b' overlaps");
+  EXPECT_SAYS(
+      safetensors_complaint(safetensors_text(
+          "{\"a\":" + entry("F32", "[2]", 0, 8) + ",\"b\":" + entry("F32", "[2]", 4, 12) + "}", std::string(12, '\0'))),
+      "tensor 'b' overlaps");
 }
 
 TEST_F(TensorFileTest, ATypeThatHeedCannotUseIsLegalBesideOthers) {
-  const std::string header = "{\"__metadata__\":{\"format\":\"pt\"},\"a\":" + entry("F8_E4M3", "[4]", 0, 4) + ",\"b\":" +
-                             entry("F32", "[1]", 4, 8) + "}";
+  const std::string header = "{\"__metadata__\":{\"format\":\"pt\"},\"a\":" + entry("F8_E4M3", "[4]", 0, 4) +
+                             ",\"b\":" + entry("F32", "[1]", 4, 8) + "}";
   const std::string file = save("mixed.safetensors", safetensors_text(header, std::string(8, '\0')));
   EXPECT_EQ(tensor_names(file), (std::vector<std::string>{"a", "b"}));
   EXPECT_EQ(read_tensor({file, "b"}).type, ElementType::kF32);
   EXPECT_SAYS(complaint(file + ":a"), "tensor 'a' has dtype F8_E4M3; heed reads F16, BF16");
 }
 
-// ---- files and names -------------------------------------------------------------------------------------------------
+// ---- files and names ------------------------------------------------------------------------------------------------
 
 TEST_F(TensorFileTest, SentencesNameTheFile) {
   EXPECT_EQ(complaint(path("none.npy")), path("none.npy") + ": No such file or directory");
@@ -262,7 +269,8 @@ TEST_F(TensorFileTest, SentencesNameTheFile) {
   write_tensors(path("one.npy"), {{"x", counting(ElementType::kF32, {2})}});
   EXPECT_SAYS(complaint(path("one.npy") + ":x"), "holds one tensor without a name; 'x' was asked for");
   for (const std::string ending : {".npz", ".safetensors"}) {
-    write_tensors(path("two" + ending), {{"a", counting(ElementType::kF32, {2})}, {"b", counting(ElementType::kF32, {2})}});
+    write_tensors(path("two" + ending),
+                  {{"a", counting(ElementType::kF32, {2})}, {"b", counting(ElementType::kF32, {2})}});
     EXPECT_SAYS(complaint(path("two" + ending)), "say which tensor, FILE:NAME; it holds: a, b");
     EXPECT_SAYS(complaint(path("two" + ending) + ":c"), "it has no tensor 'c'; it holds: a, b");
   }
@@ -275,7 +283,8 @@ TEST_F(TensorFileTest, DamagedArchivesAreRefused) {
   std::string flipped = good;
   flipped[good.find("NUMPY") + 200] ^= 1;  // an element: the checksum is wrong
   EXPECT_SAYS(complaint(save("flipped.npz", flipped)), "tensor 'a'");
-  for (size_t cut = 0; cut < good.size(); cut += 7) EXPECT_NE(complaint(save("cut.npz", good.substr(0, cut))), "") << cut;
+  for (size_t cut = 0; cut < good.size(); cut += 7)
+    EXPECT_NE(complaint(save("cut.npz", good.substr(0, cut))), "") << cut;
 }
 
 TEST_F(TensorFileTest, WritingComplainsToo) {
@@ -298,7 +307,7 @@ TEST(TensorRef, TheColonCountsAfterTheEnding) {
   EXPECT_EQ(parsed("a:b.npy"), "a:b.npy | ");
 }
 
-// ---- elements --------------------------------------------------------------------------------------------------------
+// ---- elements -------------------------------------------------------------------------------------------------------
 
 TEST(Elements, HalvesGoToFloatAndBack) {
   for (uint32_t bits = 0; bits < 65536; ++bits) {
@@ -326,8 +335,8 @@ TEST(Elements, RoundingIsToNearestEven) {
   }
   EXPECT_EQ(float_to_half(65519.9f), 0x7bff);
   EXPECT_EQ(float_to_half(65520.0f), 0x7c00);
-  EXPECT_EQ(float_to_bfloat(1.0f + 0x1p-8f), 0x3f80);           // half way, down to even
-  EXPECT_EQ(float_to_bfloat(1.0f + 3 * 0x1p-8f), 0x3f82);       // half way, up to even
+  EXPECT_EQ(float_to_bfloat(1.0f + 0x1p-8f), 0x3f80);  // half way, down to even
+  EXPECT_EQ(float_to_bfloat(1.0f + 3 * 0x1p-8f), 0x3f82);  // half way, up to even
   EXPECT_EQ(float_to_bfloat(std::numeric_limits<float>::max()), 0x7f80);
 }
 
