@@ -331,7 +331,7 @@ TEST(ProblemLine, HostileBytesAreErrorsAndNothingElse) {
         case 1: line.erase(place, static_cast<size_t>(random.in(1, 5))); break;
         default: line.insert(place, 1, "=,*. 9-"[random.in(0, 6)]); break;
       }
-      if (line.empty()) line = " ";
+      if (line.empty()) line.assign(1, ' ');
     }
     const Result<ProblemLine> parsed = parse_problem_line(line);
     if (parsed.ok()) {
