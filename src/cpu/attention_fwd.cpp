@@ -27,6 +27,16 @@ int64_t max_rows(const AttentionProblem& problem) {
   return queries * problem.gqa_ratio();
 }
 
+// kv heads that a decode unit takes together: as many as lie side by side within some 4 KiB, one page of memory.
+int64_t decode_heads(const AttentionProblem& problem) {
+  const auto &k = problem.strides(Slot::kK), &v = problem.strides(Slot::kV);
+  const bool side_by_side = k[1] < k[2] && v[1] < v[2];
+  const bool whole = problem.head_dim % kRowPad == 0 && problem.head_dim_v % kRowPad == 0;  // else rows are copied
+  if (!side_by_side || !whole) return 1;
+  const int64_t bytes = std::max(problem.head_dim, problem.head_dim_v) * dtype_bytes(problem.dtype);
+  return std::clamp<int64_t>(4096 / bytes, 1, std::min(kDecodeHeads, problem.nheads_kv));
+}
+
 ForwardShape shape_of(const AttentionProblem& problem, bool bf16_dot) {
   ForwardShape shape;
   shape.head_dim = problem.head_dim;
@@ -35,6 +45,7 @@ ForwardShape shape_of(const AttentionProblem& problem, bool bf16_dot) {
   shape.key_block = widest <= 128 ? 128 : 64;
   shape.unit_rows = widest <= 128 ? 256 : widest <= 256 ? 128 : 64;
   shape.decode_only = max_rows(problem) <= decode_rows_limit(problem);
+  shape.decode_rows = decode_heads(problem) * std::min(max_rows(problem), kDecodeRows);
   shape.modified = problem.bias() || problem.mask;
   shape.bf16_dot = bf16_dot;
   return shape;
@@ -79,7 +90,7 @@ void lay_out_workspace(const AttentionProblem& problem, ForwardParams* params, s
   params->sequences_at = take((problem.batch + 1) * static_cast<int64_t>(sizeof(SequenceWork)));
   const bool may_split = params->threads > 1 && max_chunks(problem) > 1;
   params->max_split_units = may_split ? kUnitsPerThread * params->threads - 1 : 0;
-  const int64_t rows = params->shape.decode_only ? kDecodeRows : params->shape.unit_rows;
+  const int64_t rows = params->shape.decode_only ? params->shape.decode_rows : params->shape.unit_rows;
   params->partial_stride = round_up(partial_floats(params->shape, rows), kLineFloats);
   params->pending_at = take(params->max_split_units * static_cast<int64_t>(sizeof(std::atomic<int32_t>)));
   params->partials_at = take(params->max_split_units * max_chunks(problem) * params->partial_stride * 4);
@@ -89,17 +100,22 @@ void lay_out_workspace(const AttentionProblem& problem, ForwardParams* params, s
 
 // ---- the run ----------------------------------------------------------------------------------------------------------------
 
+int64_t num_head_groups(const ForwardRun& run, const SequenceWork& work) {
+  return (run.problem->nheads_kv + work.unit_heads - 1) / work.unit_heads;
+}
+
 int64_t count_units(const ForwardRun& run) {
   int64_t units = 0;
-  for (int64_t b = 0; b < run.num_sequences; ++b) units += run.sequences[b].row_blocks * run.problem->nheads_kv;
+  for (int64_t b = 0; b < run.num_sequences; ++b) units += run.sequences[b].row_blocks * num_head_groups(run, run.sequences[b]);
   return units;
 }
 
-void set_row_blocks(ForwardRun* run) {
+void set_units(ForwardRun* run) {
   for (int64_t b = 0; b < run->num_sequences; ++b) {
     SequenceWork& work = run->sequences[b];
     const int64_t rows = work.where.q_len * run->problem->gqa_ratio();
     work.row_blocks = work.decode ? 1 : (rows + run->unit_rows - 1) / run->unit_rows;
+    work.unit_heads = work.decode ? run->decode_heads : 1;
   }
 }
 
@@ -109,7 +125,7 @@ bool has_padding(const Sequence& s) { return s.q_gap > 0 || s.q_rows > s.q_len; 
 // its padding.
 void divide_work(ForwardRun* run, int32_t threads) {
   const AttentionProblem& problem = *run->problem;
-  int64_t packed_end = 0;
+  int64_t packed_end = 0, longest = 0;  // chunks of the longest sequence
   for (int64_t b = 0; b < problem.batch; ++b) {
     SequenceWork* work = new (run->sequences + b) SequenceWork;
     work->where = locate_sequence(problem, *run->args, b, &packed_end);
@@ -117,6 +133,7 @@ void divide_work(ForwardRun* run, int32_t threads) {
     work->decode = rows > 0 && rows <= decode_rows_limit(problem);
     work->chunk_keys = chunk_keys(problem, work->where.k_len, work->decode);
     work->num_chunks = std::max<int64_t>(1, (work->where.k_len + work->chunk_keys - 1) / work->chunk_keys);
+    longest = std::max(longest, work->num_chunks);
     if (run->args->status != nullptr) run->args->status[b] = work->where.status;
   }
   SequenceWork* tail = new (run->sequences + problem.batch) SequenceWork;
@@ -125,12 +142,18 @@ void divide_work(ForwardRun* run, int32_t threads) {
     tail->where.q_gap = problem.total_q - packed_end;
   }
   run->num_sequences = problem.batch + 1;
-  // Units of fewer rows when there are few: which rows share a unit changes no bit.
+  // Smaller units when there are few: which rows and heads share a unit changes no bit.
   run->unit_rows = run->shape.unit_rows;
-  set_row_blocks(run);
+  run->decode_heads = decode_heads(problem);
+  set_units(run);
   while (threads > 1 && run->unit_rows > kBlockLanes && count_units(*run) < 4 * threads) {
     run->unit_rows /= 2;
-    set_row_blocks(run);
+    set_units(run);
+  }
+  const bool chunks_are_tasks = run->pending != nullptr && longest > 1;
+  while (threads > 1 && !chunks_are_tasks && run->decode_heads > 1 && count_units(*run) < 2 * threads) {
+    run->decode_heads /= 2;
+    set_units(run);
   }
   run->split = run->pending != nullptr && count_units(*run) < kUnitsPerThread * threads;
   int64_t task = 0, unit = 0;
@@ -138,7 +161,7 @@ void divide_work(ForwardRun* run, int32_t threads) {
     SequenceWork& work = run->sequences[b];
     work.first_task = task;
     work.first_unit = unit;
-    const int64_t units = work.row_blocks * problem.nheads_kv;
+    const int64_t units = work.row_blocks * num_head_groups(*run, work);
     if (run->split)
       for (int64_t u = 0; u < units; ++u) new (run->pending + unit + u) std::atomic<int32_t>(static_cast<int32_t>(work.num_chunks));
     unit += units;
@@ -152,19 +175,21 @@ void run_one_task(const ForwardRun& run, int64_t index, float* scratch) {
                                               [](int64_t i, const SequenceWork& w) { return i < w.first_task; }) - 1;
   const int64_t chunks = run.split ? work->num_chunks : 1, per_head = work->row_blocks * chunks;
   const int64_t in_sequence = index - work->first_task;
-  if (in_sequence >= per_head * run.problem->nheads_kv) {
+  if (in_sequence >= per_head * num_head_groups(run, *work)) {
     clear_query_rows(run, work->where, -work->where.q_gap, work->where.q_gap);
     clear_query_rows(run, work->where, work->where.q_len, work->where.q_rows - work->where.q_len);
     return;
   }
   UnitTask task;
   task.work = work;
-  task.kv_head = in_sequence / per_head;
+  const int64_t group = in_sequence / per_head;
+  task.kv_head = group * work->unit_heads;
+  task.num_heads = std::min(work->unit_heads, run.problem->nheads_kv - task.kv_head);
   const int64_t in_head = in_sequence % per_head, block = work->row_blocks - 1 - in_head / chunks;  // late rows see most keys
   task.first_row = block * run.unit_rows;
   task.num_rows = std::min(run.unit_rows, work->where.q_len * run.problem->gqa_ratio() - task.first_row);
   if (run.split) {
-    const int64_t unit = work->first_unit + task.kv_head * work->row_blocks + block;
+    const int64_t unit = work->first_unit + group * work->row_blocks + block;
     task.chunk = in_head % chunks;
     task.pending = run.pending + unit;
     task.partials = run.partials + unit * max_chunks(*run.problem) * run.partial_stride;
@@ -338,7 +363,7 @@ ScratchLayout lay_out_scratch(const ForwardShape& shape) {
     return start;
   };
   const int64_t d = round_up(shape.head_dim, kRowPad), dv = round_up(shape.head_dim_v, kRowPad);
-  const int64_t rows = shape.decode_only ? kDecodeRows : shape.unit_rows;
+  const int64_t rows = shape.decode_only ? shape.decode_rows : shape.unit_rows;
   const int64_t keys = shape.decode_only ? kDecodeBlock : shape.key_block;
   at.q = take(rows * d);
   at.o = take(partial_floats(shape, rows));

@@ -18,6 +18,7 @@ namespace heed::cpu {
 
 // Up to so many rows take the decode loop, whose lanes are head_dim; more take the loop whose lanes are query rows.
 constexpr int64_t kDecodeRows = 8;
+constexpr int64_t kDecodeHeads = 8;   // kv heads of a decode unit, at most
 constexpr int64_t kDecodeBlock = 64;  // keys of one decode step
 constexpr int64_t kRowPad = 16;       // rows of scratch are whole vectors of the widest target
 
@@ -29,6 +30,7 @@ struct ForwardShape {
   int64_t key_block = 128;    // keys per step of a unit
   int64_t unit_rows = 256;    // at most; a run with few units takes fewer, which changes no bit
   bool decode_only = false;   // no sequence can have more than kDecodeRows rows
+  int64_t decode_rows = 8;    // of a decode unit, all its kv heads together
   bool modified = false;      // bias or mask: scratch for their tiles
   bool bf16_dot = false;
 };
@@ -47,7 +49,8 @@ struct SequenceWork {
   Sequence where;
   int64_t first_task = 0;
   int64_t first_unit = 0;     // among the units whose chunks are tasks
-  int64_t row_blocks = 0;     // units per kv head
+  int64_t row_blocks = 0;     // units per kv head, or per group of kv heads
+  int64_t unit_heads = 1;     // kv heads of a unit
   int64_t chunk_keys = 0;
   int64_t num_chunks = 0;     // ceil(k_len / chunk_keys), at least 1
   bool decode = false;
@@ -68,6 +71,7 @@ struct ForwardRun {
   float scale = 1.0f;               // softmax_scale * log2(e): what products of Q as it is need
   float q_factor = 1.0f;            // f32: Q is multiplied by this; terms.factor is what is left for the products
   int64_t unit_rows = 256;
+  int64_t decode_heads = 1;
   bool split = false;               // chunks are tasks of their own
   int64_t partial_stride = 0;       // floats between partials
   SequenceWork* sequences = nullptr;
@@ -79,8 +83,8 @@ struct ForwardRun {
 
 struct UnitTask {
   const SequenceWork* work = nullptr;
-  int64_t kv_head = 0;
-  int64_t first_row = 0, num_rows = 0;
+  int64_t kv_head = 0, num_heads = 1;
+  int64_t first_row = 0, num_rows = 0;  // packed query rows, of each kv head
   int64_t chunk = -1;               // -1: all, here
   std::atomic<int32_t>* pending = nullptr;
   float* partials = nullptr;        // of this unit, chunk after chunk

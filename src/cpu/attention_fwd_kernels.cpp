@@ -95,7 +95,7 @@ struct DecodeLoop : DecodeUnit {
 
 void attend_decode(const ForwardRun& run, const UnitTask& task, float* scratch) {
   const ScratchLayout& at = run.layout;
-  DecodeLoop unit{{run, task, task.num_rows, {}, scratch + at.q, scratch + at.s, scratch + at.row, scratch + at.k,
+  DecodeLoop unit{{run, task, task.num_rows, task.num_rows * task.num_heads, {}, scratch + at.q, scratch + at.s, scratch + at.row, scratch + at.k,
                    scratch + at.v, {}, {}}};
   unit.k_rows = locate_keys(*run.problem, *run.args, task.work->where, Slot::kK, task.kv_head);
   unit.v_rows = locate_keys(*run.problem, *run.args, task.work->where, Slot::kV, task.kv_head);

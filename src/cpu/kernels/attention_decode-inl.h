@@ -6,7 +6,9 @@
 //   softmax along the row
 //   O[row][head_dim_v] += P V: V rows are vectors, P is broadcast
 //
-// 16-bit K and V are widened in registers. Rows of K and V of the step after this one are prefetched on the way.
+// 16-bit K and V are widened in registers. Where the heads of a key lie side by side (layout bshd) a unit takes several kv
+// heads, one after another within each step: their rows share pages and cache lines' neighbours, and a walk head by head
+// would read a few lines of every page and come back for the next. The rows needed next are prefetched on the way.
 // Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
 #if defined(HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_
@@ -48,12 +50,47 @@ HWY_INLINE F32 sum_each(F32* HWY_RESTRICT x) {
 #endif
 }
 
-// The rows of the keys of one step, and of the step after it to prefetch; the same rows again where there is none.
+// Where the rows of a step's keys lie, and of the step after it, which are prefetched; the last key's again past the end.
 template <class T>
 struct StepRows {
-  const T* at[kDecodeBlock];
-  const T* ahead[kDecodeBlock];
+  const T* at[2 * kDecodeBlock];
+
+  // The step that begins at first_key: what stood behind the last step moves up.
+  void fill(const T* tensor, const KeyRows& rows, int64_t first_key, int64_t key_end, bool moved) {
+    if (moved) {
+      std::memcpy(at, at + kDecodeBlock, sizeof(at) / 2);
+    } else {
+      fill_half(at, tensor, rows, first_key, key_end);
+    }
+    fill_half(at + kDecodeBlock, tensor, rows, first_key + kDecodeBlock, key_end);
+  }
+
+ private:
+  static void fill_half(const T** to, const T* tensor, const KeyRows& rows, int64_t first_key, int64_t key_end) {
+    const T* row = tensor + rows.offset(HWY_MIN(first_key, key_end - 1));
+    int64_t run = HWY_MIN(rows.run(HWY_MIN(first_key, key_end - 1)), key_end - first_key);
+    for (int64_t t = 0; t < kDecodeBlock; ++t) {
+      to[t] = row;
+      if (--run > 0) {
+        row += rows.row_stride;
+      } else if (first_key + t + 1 < key_end) {  // the next page
+        row = tensor + rows.offset(first_key + t + 1);
+        run = HWY_MIN(rows.run(first_key + t + 1), key_end - first_key - t - 1);
+      }
+    }
+  }
 };
+
+// The rows of one head: pointers for head 0 of the unit, plus an offset; and those to prefetch meanwhile (null: none).
+template <class T>
+struct HeadRows {
+  const T* const* at;
+  ptrdiff_t offset;
+  const T* const* ahead;
+  ptrdiff_t ahead_offset;
+};
+
+constexpr int64_t kPrefetchKeys = 16;  // how far ahead one head alone looks, in rows
 
 template <class T>
 HWY_INLINE void prefetch_row(const T* row, int64_t width) {
@@ -61,50 +98,78 @@ HWY_INLINE void prefetch_row(const T* row, int64_t width) {
   for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64) hwy::Prefetch(p + byte);
 }
 
+// S[key] for one query row and all keys of the step. kWords: vectors of head_dim, so that Q stays in registers; 0: any.
+template <int kWords, class T>
+void decode_scores_one(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, const float* HWY_RESTRICT q,
+                       float* HWY_RESTRICT s) {
+  const F32Tag f;
+  F32 factor[kWords > 0 ? kWords : 1];
+  for (int w = 0; w < kWords; ++w) factor[w] = hn::LoadU(f, q + w * kLanes);
+  for (int64_t key = 0; key < num_keys; key += kLanes) {
+    const T* const* rows = k.at + key;  // past num_keys lie the rows of the next step: sums that nobody reads
+    F32 acc[kLanes];
+    for (int t = 0; t < kLanes; ++t) {
+      if (k.ahead != nullptr) prefetch_row(k.ahead[key + t] + k.ahead_offset, head_dim);
+      const T* row = rows[t] + k.offset;
+      if (kWords > 0) {
+        acc[t] = hn::Mul(widen(row), factor[0]);
+        for (int w = 1; w < kWords; ++w) acc[t] = hn::MulAdd(widen(row + w * kLanes), factor[w], acc[t]);
+      } else {
+        acc[t] = hn::Zero(f);
+        for (int64_t c = 0; c < head_dim; c += kLanes) acc[t] = hn::MulAdd(widen(row + c), hn::LoadU(f, q + c), acc[t]);
+      }
+    }
+    hn::StoreU(sum_each(acc), f, s + key);
+  }
+}
+
 // S[row][key] for kGroup query rows and all keys of the step.
 template <int kGroup, class T>
-void decode_scores(const StepRows<T>& k, int64_t num_keys, int64_t head_dim, const float* HWY_RESTRICT q, ptrdiff_t q_stride,
-                   bool prefetch, float* HWY_RESTRICT s) {
+void decode_scores(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, const float* HWY_RESTRICT q, ptrdiff_t q_stride,
+                   float* HWY_RESTRICT s) {
   constexpr int kKeys = kLanes / kGroup;
   const F32Tag f;
   for (int64_t key = 0; key < num_keys; key += kKeys) {
-    const T* row[kKeys];
-    for (int t = 0; t < kKeys; ++t) row[t] = k.at[HWY_MIN(key + t, num_keys - 1)];
+    const T* const* row = k.at + key;
     F32 acc[kLanes];
     for (int t = 0; t < kLanes; ++t) acc[t] = hn::Zero(f);
     for (int64_t c = 0; c < head_dim; c += kLanes) {
       F32 factor[kGroup];
       for (int g = 0; g < kGroup; ++g) factor[g] = hn::LoadU(f, q + g * q_stride + c);
       for (int t = 0; t < kKeys; ++t) {
-        const F32 x = widen(row[t] + c);
+        const F32 x = widen(row[t] + k.offset + c);
         for (int g = 0; g < kGroup; ++g) acc[g * kKeys + t] = hn::MulAdd(x, factor[g], acc[g * kKeys + t]);
       }
     }
-    if (prefetch) {
-      for (int t = 0; t < kKeys; ++t) prefetch_row(k.ahead[HWY_MIN(key + t, num_keys - 1)], head_dim);
+    if (k.ahead != nullptr) {
+      for (int t = 0; t < kKeys; ++t) prefetch_row(k.ahead[key + t] + k.ahead_offset, head_dim);
     }
-    const F32 sums = sum_each(acc);
-    if (kGroup == 1) {
-      hn::StoreU(sums, f, s + key);
-    } else {
-      HWY_ALIGN float each[kLanes];
-      hn::Store(sums, f, each);
-      for (int g = 0; g < kGroup; ++g) std::memcpy(s + g * kScoreStride + key, each + g * kKeys, kKeys * sizeof(float));
-    }
+    HWY_ALIGN float each[kLanes];
+    hn::Store(sum_each(acc), f, each);
+    for (int g = 0; g < kGroup; ++g) std::memcpy(s + g * kScoreStride + key, each + g * kKeys, kKeys * sizeof(float));
   }
+}
+
+template <class T>
+void decode_scores_one_row(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, const float* q, float* s) {
+  if (head_dim == 4 * kLanes) return decode_scores_one<4>(k, num_keys, head_dim, q, s);
+  if (head_dim == 8 * kLanes) return decode_scores_one<8>(k, num_keys, head_dim, q, s);
+  decode_scores_one<0>(k, num_keys, head_dim, q, s);
 }
 
 // O[row][c ...] = O * decay + sum over keys of P[row][key] V[key][c ...], kGroup rows by kVectors vectors.
 template <int kGroup, int kVectors, class T>
-HWY_INLINE void decode_values_tile(const StepRows<T>& v, int64_t num_keys, int64_t c, const float* HWY_RESTRICT p,
-                                   const float* HWY_RESTRICT decay, float* HWY_RESTRICT o, ptrdiff_t o_stride) {
+HWY_INLINE void decode_values_tile(const HeadRows<T>& v, int64_t num_keys, int64_t c, const float* HWY_RESTRICT p,
+                                   const float* HWY_RESTRICT decay, int64_t prefetch, float* HWY_RESTRICT o,
+                                   ptrdiff_t o_stride) {
   const F32Tag f;
   F32 acc[kGroup][kVectors];
   for (int g = 0; g < kGroup; ++g)
     for (int t = 0; t < kVectors; ++t)
       acc[g][t] = hn::Mul(hn::LoadU(f, o + g * o_stride + c + t * kLanes), hn::Set(f, decay[g]));
   for (int64_t key = 0; key < num_keys; ++key) {
-    const T* row = v.at[key] + c;
+    if (prefetch > 0) prefetch_row(v.ahead[key] + v.ahead_offset, prefetch);
+    const T* row = v.at[key] + v.offset + c;
     F32 x[kVectors];
     for (int t = 0; t < kVectors; ++t) x[t] = widen(row + t * kLanes);
     for (int g = 0; g < kGroup; ++g) {
@@ -117,16 +182,16 @@ HWY_INLINE void decode_values_tile(const StepRows<T>& v, int64_t num_keys, int64
 }
 
 template <int kGroup, class T>
-void decode_values(const StepRows<T>& v, int64_t num_keys, int64_t head_dim_v, const float* p, const float* decay,
-                   bool prefetch, float* o, ptrdiff_t o_stride) {
+void decode_values(const HeadRows<T>& v, int64_t num_keys, int64_t head_dim_v, const float* p, const float* decay, float* o,
+                   ptrdiff_t o_stride) {
   constexpr int kWide = kGroup == 4 ? 4 : 8;
-  if (prefetch)
-    for (int64_t key = 0; key < num_keys; ++key) prefetch_row(v.ahead[key], head_dim_v);
+  int64_t ahead = v.ahead != nullptr ? head_dim_v : 0;  // with the first tile only
   int64_t c = 0;
-  for (; c + kWide * kLanes <= head_dim_v; c += kWide * kLanes)
-    decode_values_tile<kGroup, kWide>(v, num_keys, c, p, decay, o, o_stride);
-  for (; c + 2 * kLanes <= head_dim_v; c += 2 * kLanes) decode_values_tile<kGroup, 2>(v, num_keys, c, p, decay, o, o_stride);
-  for (; c < head_dim_v; c += kLanes) decode_values_tile<kGroup, 1>(v, num_keys, c, p, decay, o, o_stride);
+  for (; c + kWide * kLanes <= head_dim_v; c += kWide * kLanes, ahead = 0)
+    decode_values_tile<kGroup, kWide>(v, num_keys, c, p, decay, ahead, o, o_stride);
+  for (; c + 4 * kLanes <= head_dim_v; c += 4 * kLanes, ahead = 0)
+    decode_values_tile<kGroup, 4>(v, num_keys, c, p, decay, ahead, o, o_stride);
+  for (; c < head_dim_v; c += kLanes, ahead = 0) decode_values_tile<kGroup, 1>(v, num_keys, c, p, decay, ahead, o, o_stride);
 }
 
 // One query row of the unit.
@@ -143,8 +208,9 @@ struct DecodePartial {
 struct DecodeUnit {
   const ForwardRun& run;
   const UnitTask& task;
-  int64_t num_rows;
-  DecodeRow rows[kDecodeRows];
+  int64_t head_rows;  // query rows per kv head
+  int64_t num_rows;   // of all the unit's kv heads
+  DecodeRow rows[kDecodeHeads * kDecodeRows];
   float *q, *s, *tmp, *k, *v;
   KeyRows k_rows, v_rows;
 
@@ -204,88 +270,102 @@ inline float decode_softmax(float* s, int64_t num_keys, float* m, float* l) {
   return decay;
 }
 
-// One step: keys [first_key, first_key + num_keys) for all rows. T: what the rows of k and v hold.
+// One step of one kv head, whose query rows are [first_row, first_row + head_rows) of the unit.
 template <class T>
-void decode_step(DecodeUnit& unit, const StepRows<T>& k, const StepRows<T>& v, int64_t first_key, int64_t num_keys,
-                 bool prefetch, const DecodePartial& to) {
+void decode_step(DecodeUnit& unit, int64_t first_row, HeadRows<T> k, HeadRows<T> v, int64_t first_key, int64_t num_keys,
+                 const DecodePartial& to) {
   const ForwardRun& run = unit.run;
   const int64_t d = unit.width(), dv = unit.width_v(), d_end = round_up(run.shape.head_dim, kLanes),
                 dv_end = round_up(run.shape.head_dim_v, kLanes), batch = unit.task.work->where.batch;
+  const int64_t end = first_row + unit.head_rows;
   float decay[kDecodeRows];
-  for (int64_t r = 0; r < unit.num_rows;) {
-    float *s = unit.s + r * kScoreStride, *q = unit.q + r * d;
-    const int64_t left = unit.num_rows - r;
-    const bool ahead = prefetch && r == 0;
-    if (left >= 4) {
-      decode_scores<4>(k, num_keys, d_end, q, d, ahead, s);
+  for (int64_t r = first_row; r < end; k.ahead = nullptr) {
+    float *s = unit.s + (r - first_row) * kScoreStride, *q = unit.q + r * d;
+    if (end - r >= 4) {
+      decode_scores<4>(k, num_keys, d_end, q, d, s);
       r += 4;
-    } else if (left >= 2) {
-      decode_scores<2>(k, num_keys, d_end, q, d, ahead, s);
+    } else if (end - r >= 2) {
+      decode_scores<2>(k, num_keys, d_end, q, d, s);
       r += 2;
     } else {
-      decode_scores<1>(k, num_keys, d_end, q, d, ahead, s);
+      decode_scores_one_row(k, num_keys, d_end, q, s);
       r += 1;
     }
   }
   const bool plain = run.terms.plain();
-  for (int64_t r = 0; r < unit.num_rows; ++r) {
-    float* s = unit.s + r * kScoreStride;
+  for (int64_t r = first_row; r < end; ++r) {
+    float* s = unit.s + (r - first_row) * kScoreStride;
     const DecodeRow& row = unit.rows[r];
     if (!plain) finish_score_row(run, row, batch, first_key, num_keys, s, unit.tmp);
     const int64_t lo = HWY_MIN(row.keys.lo - first_key, num_keys), hi = HWY_MAX(row.keys.hi - first_key, int64_t{0});
     for (int64_t key = 0; key < lo; ++key) s[key] = kMinusInf;
     for (int64_t key = hi; key < num_keys; ++key) s[key] = kMinusInf;
-    decay[r] = decode_softmax(s, num_keys, to.m + r, to.l + r);
+    decay[r - first_row] = decode_softmax(s, num_keys, to.m + r, to.l + r);
     if (run.terms.dropout) drop_row_keys(run, row, batch, first_key, num_keys, s);
   }
-  for (int64_t r = 0; r < unit.num_rows;) {
-    const float* p = unit.s + r * kScoreStride;
+  for (int64_t r = first_row; r < end; v.ahead = nullptr) {
+    const int64_t at = r - first_row;
+    const float* p = unit.s + at * kScoreStride;
     float* o = to.o + r * dv;
-    const int64_t left = unit.num_rows - r;
-    const bool ahead = prefetch && r == 0;
-    if (left >= 4) {
-      decode_values<4>(v, num_keys, dv_end, p, decay + r, ahead, o, dv);
+    if (end - r >= 4) {
+      decode_values<4>(v, num_keys, dv_end, p, decay + at, o, dv);
       r += 4;
-    } else if (left >= 2) {
-      decode_values<2>(v, num_keys, dv_end, p, decay + r, ahead, o, dv);
+    } else if (end - r >= 2) {
+      decode_values<2>(v, num_keys, dv_end, p, decay + at, o, dv);
       r += 2;
     } else {
-      decode_values<1>(v, num_keys, dv_end, p, decay + r, ahead, o, dv);
+      decode_values<1>(v, num_keys, dv_end, p, decay + at, o, dv);
       r += 1;
     }
   }
 }
 
-// Steps over rows where they lie. ahead: prefetch up to key_end.
+// The rows of head `head` of the unit, and what to prefetch: the next head's, or of the last head the next step's of the
+// first; a head alone looks less far ahead.
 template <class T>
-void decode_in_place(DecodeUnit& unit, int64_t first_key, int64_t num_keys, int64_t key_end, const DecodePartial& to) {
-  const T *k = static_cast<const T*>(unit.run.args->k), *v = static_cast<const T*>(unit.run.args->v);
-  StepRows<T> k_step, v_step;
-  for (int64_t t = 0; t < num_keys; ++t) {
-    k_step.at[t] = k + unit.k_rows.offset(first_key + t);
-    v_step.at[t] = v + unit.v_rows.offset(first_key + t);
-    const int64_t ahead = HWY_MIN(first_key + t + kDecodeBlock, key_end - 1);
-    k_step.ahead[t] = k + unit.k_rows.offset(ahead);
-    v_step.ahead[t] = v + unit.v_rows.offset(ahead);
-  }
-  decode_step<T>(unit, k_step, v_step, first_key, num_keys, true, to);
+HeadRows<T> head_rows(const StepRows<T>& rows, int64_t head, int64_t num_heads, int64_t head_stride) {
+  if (num_heads == 1) return {rows.at, 0, rows.at + kPrefetchKeys, 0};
+  if (head + 1 < num_heads) return {rows.at, head * head_stride, rows.at, (head + 1) * head_stride};
+  return {rows.at, head * head_stride, rows.at + kDecodeBlock, 0};
 }
 
-// Head dims that are no whole vectors: rows are copied beside zeros first.
-inline void decode_copied(DecodeUnit& unit, int64_t first_key, int64_t num_keys, const DecodePartial& to) {
+// Steps over rows where they lie.
+template <class T>
+void decode_in_place(DecodeUnit& unit, int64_t first_key, int64_t key_end, const DecodePartial& to) {
+  const T *k = static_cast<const T*>(unit.run.args->k), *v = static_cast<const T*>(unit.run.args->v);
+  const int64_t heads = unit.task.num_heads;
+  const int64_t k_stride = unit.run.problem->strides(Slot::kK)[1], v_stride = unit.run.problem->strides(Slot::kV)[1];
+  StepRows<T> k_rows, v_rows;
+  for (int64_t at = first_key; at < key_end; at += kDecodeBlock) {
+    k_rows.fill(k, unit.k_rows, at, key_end, at > first_key);
+    v_rows.fill(v, unit.v_rows, at, key_end, at > first_key);
+    for (int64_t head = 0; head < heads; ++head) {
+      decode_step<T>(unit, head * unit.head_rows, head_rows(k_rows, head, heads, k_stride), head_rows(v_rows, head, heads, v_stride),
+                     at, HWY_MIN(kDecodeBlock, key_end - at), to);
+    }
+  }
+}
+
+// Head dims that are no whole vectors: rows are copied beside zeros first. Such a unit has one kv head.
+inline void decode_copied(DecodeUnit& unit, int64_t first_key, int64_t key_end, const DecodePartial& to) {
   const ForwardRun& run = unit.run;
   const int64_t d = unit.width(), dv = unit.width_v();
-  StepRows<float> k_step, v_step;
-  for (int64_t t = 0; t < num_keys; ++t) {
-    float *k = unit.k + t * d, *v = unit.v + t * dv;
-    std::fill(k + run.shape.head_dim, k + d, 0.0f);
-    std::fill(v + run.shape.head_dim_v, v + dv, 0.0f);
-    widen_strided(run.args->k, run.problem->dtype, unit.k_rows.offset(first_key + t), 1, run.shape.head_dim, k);
-    widen_strided(run.args->v, run.problem->dtype, unit.v_rows.offset(first_key + t), 1, run.shape.head_dim_v, v);
-    k_step.at[t] = k_step.ahead[t] = k;
-    v_step.at[t] = v_step.ahead[t] = v;
+  StepRows<float> k_rows, v_rows;
+  for (int64_t at = first_key; at < key_end; at += kDecodeBlock) {
+    const int64_t n = HWY_MIN(kDecodeBlock, key_end - at);
+    for (int64_t t = 0; t < n; ++t) {
+      float *k = unit.k + t * d, *v = unit.v + t * dv;
+      std::fill(k + run.shape.head_dim, k + d, 0.0f);
+      std::fill(v + run.shape.head_dim_v, v + dv, 0.0f);
+      widen_strided(run.args->k, run.problem->dtype, unit.k_rows.offset(at + t), 1, run.shape.head_dim, k);
+      widen_strided(run.args->v, run.problem->dtype, unit.v_rows.offset(at + t), 1, run.shape.head_dim_v, v);
+    }
+    for (int64_t t = 0; t < 2 * kDecodeBlock; ++t) {
+      k_rows.at[t] = unit.k + HWY_MIN(t, n - 1) * d;
+      v_rows.at[t] = unit.v + HWY_MIN(t, n - 1) * dv;
+    }
+    decode_step<float>(unit, 0, {k_rows.at, 0, nullptr, 0}, {v_rows.at, 0, nullptr, 0}, at, n, to);
   }
-  decode_step<float>(unit, k_step, v_step, first_key, num_keys, false, to);
 }
 
 inline void decode_chunk(DecodeUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const DecodePartial& to) {
@@ -293,19 +373,11 @@ inline void decode_chunk(DecodeUnit& unit, int64_t origin, int64_t key_lo, int64
   std::fill(to.m, to.m + unit.num_rows, kMinusInf);
   std::fill(to.l, to.l + unit.num_rows, 0.0f);
   std::memset(to.o, 0, static_cast<size_t>(unit.num_rows * unit.width_v()) * sizeof(float));
-  const bool whole = run.shape.head_dim % kLanes == 0 && run.shape.head_dim_v % kLanes == 0;
-  for (int64_t at = origin + (key_lo - origin) / kDecodeBlock * kDecodeBlock; at < key_hi; at += kDecodeBlock) {
-    const int64_t n = HWY_MIN(at + kDecodeBlock, key_hi) - at;
-    if (!whole) {
-      decode_copied(unit, at, n, to);
-    } else if (run.problem->dtype == Dtype::kBf16) {
-      decode_in_place<Bf16>(unit, at, n, key_hi, to);
-    } else if (run.problem->dtype == Dtype::kF16) {
-      decode_in_place<F16>(unit, at, n, key_hi, to);
-    } else {
-      decode_in_place<float>(unit, at, n, key_hi, to);
-    }
-  }
+  const int64_t first = origin + (key_lo - origin) / kDecodeBlock * kDecodeBlock;
+  if (run.shape.head_dim % kLanes != 0 || run.shape.head_dim_v % kLanes != 0) return decode_copied(unit, first, key_hi, to);
+  if (run.problem->dtype == Dtype::kBf16) return decode_in_place<Bf16>(unit, first, key_hi, to);
+  if (run.problem->dtype == Dtype::kF16) return decode_in_place<F16>(unit, first, key_hi, to);
+  decode_in_place<float>(unit, first, key_hi, to);
 }
 
 inline void merge_decode(const DecodeUnit& unit, const DecodePartial& part, const DecodePartial& sum) {
@@ -337,7 +409,7 @@ inline void finish_decode(DecodeUnit& unit, const DecodePartial& sum) {
     }
     if (probe != probe && sum.l[r] == sum.l[r]) {
       const int64_t group = unit.run.problem->gqa_ratio();
-      attend_row_exactly(unit.run, sequence, unit.task.kv_head, row.query * group + row.head % group, o);
+      attend_row_exactly(unit.run, sequence, row.head / group, row.query * group + row.head % group, o);
     }
     store_output_row(unit.run, sequence, row.head, row.query, o);
     store_lse(unit.run, sequence, row.head, row.query, end.lse);
@@ -352,8 +424,9 @@ inline void load_decode_rows(DecodeUnit& unit) {
   const int64_t group = problem.gqa_ratio(), d = unit.width();
   for (int64_t r = 0; r < unit.num_rows; ++r) {
     DecodeRow& row = unit.rows[r];
-    row.query = r / group;
-    row.head = unit.task.kv_head * group + r % group;
+    const int64_t in_head = r % unit.head_rows;
+    row.query = in_head / group;
+    row.head = (unit.task.kv_head + r / unit.head_rows) * group + in_head % group;
     row.position = row.query + sequence.offset;
     row.keys = visible_keys(problem, sequence.k_len, row.position);
     row.slope = run.terms.slopes == nullptr ? 0.0f
