@@ -60,7 +60,7 @@ typedef struct heed_attention_args {
   heed_tensor dlse;               /* like lse */
   heed_tensor dq, dk, dv;         /* like q, k, v */
   heed_tensor dbias;              /* bias's shape and dtype; broadcast dimensions are summed */
-  heed_tensor dsinks;             /* f32 [nheads_q] */
+  heed_tensor dsinks;             /* f32 [nheads_q]; with out of dtype f64 every output is f64 */
   heed_tensor dalibi_slopes;      /* f32, alibi_slopes's shape */
 
   heed_tensor status;             /* i32 [batch], HEED_STATUS_* bits; optional output */

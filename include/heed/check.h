@@ -16,12 +16,14 @@ typedef struct heed_inputs heed_inputs;
 
 HEED_API heed_status heed_inputs_create(const char* line, heed_inputs** inputs);
 /* Arguments over those tensors, to run as they are; NULL if the line is not of that op. Backward: out and lse hold the
- * reference's forward result. The caller may change options, not the tensors' sizes. */
+ * reference's forward result (above 2 GFLOP, the planner's choice's). The caller may change options and data, not the
+ * tensors' sizes. */
 HEED_API heed_attention_args* heed_inputs_attention(heed_inputs* inputs);
 HEED_API heed_kv_append_args* heed_inputs_kv_append(heed_inputs* inputs);
 HEED_API const heed_problem* heed_inputs_problem(const heed_inputs* inputs);
-HEED_API heed_status heed_inputs_poison(heed_inputs* inputs);   /* fills the outputs with NaN again */
-/* A byte written outside the outputs' elements? invalid_argument naming the tensor and the place. */
+/* Before a run: fills the outputs with NaN again, restores the caches, takes note of the inputs. */
+HEED_API heed_status heed_inputs_poison(heed_inputs* inputs);
+/* A byte written outside the outputs' elements, or an input changed? invalid_argument naming the tensor and place. */
 HEED_API heed_status heed_inputs_check_guards(const heed_inputs* inputs);
 HEED_API void heed_inputs_destroy(heed_inputs* inputs);
 
