@@ -45,6 +45,11 @@ bool lengths_vary(const AttentionProblem& p) {
   return p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad;
 }
 
+// Every pair of a query and a key is in some tile.
+bool tiles_cover_all(const AttentionProblem& p) {
+  return !lengths_vary(p) && p.window_left < 0 && p.window_right < 0 && p.chunk == 0;
+}
+
 int64_t num_query_rows(const AttentionProblem& p) { return p.nheads_q * (p.packed_q() ? p.total_q : p.batch * p.seqlen_q); }
 
 int64_t num_turns(const AttentionProblem& p, const BackwardShape& shape) {
@@ -108,7 +113,6 @@ void claim_tasks(const BackwardRun& run, int64_t num_tasks, int64_t max_workers,
 
 // ---- step 1: where sequences lie, zeroes, delta -------------------------------------------------------------------------
 
-// Returns whether sequences share keys, which only a broken cu_seqlens_k says: then the last of them has the say.
 void locate_sequences(const BackwardRun& run) {
   const AttentionProblem& p = *run.problem;
   int64_t packed_end = 0;
@@ -155,7 +159,7 @@ Status run_prologue(const BackwardPlan& plan, const BackwardStep& step, const At
   if (p.dq && (run.dq_sum == nullptr || lengths_vary(p))) zero(Slot::kDq, args.dq);
   if (p.dk && lengths_vary(p)) zero(Slot::kDk, args.dk);
   if (p.dv && lengths_vary(p)) zero(Slot::kDv, args.dv);
-  if (p.dbias && !dbias_is_summed(p)) zero(Slot::kDbias, args.dbias);
+  if (p.dbias && !dbias_is_summed(p) && !tiles_cover_all(p)) zero(Slot::kDbias, args.dbias);
   if (p.dq) std::memset(run.turns, 0, sizeof(int32_t) * static_cast<size_t>(num_turns(p, run.shape)));
   if (p.dalibi) {
     std::memset(run.head_turns, 0, sizeof(int32_t) * static_cast<size_t>(p.batch * p.nheads_kv));
@@ -407,7 +411,7 @@ BackwardScratch lay_out_scratch(const BackwardShape& shape, bool bias_sums) {
   at.dq = take(shape.query_block * shape.d_pad);
   at.s = take(shape.query_block * shape.tile_stride);
   at.dp = take(shape.query_block * shape.tile_stride);
-  at.row = take(4 * shape.key_block);
+  at.row = take(4 * shape.key_block + kKeepBefore + kKeepAfter);
   at.shown = take(shape.query_block * shape.key_block / 4);
   at.bias_sums = take(bias_sums ? shape.query_block * shape.tile_stride : 0);
   return at;

@@ -25,6 +25,7 @@
 namespace heed::cpu {
 
 constexpr int64_t kVectorPad = 16;  // rows of scratch are whole vectors of the widest target
+constexpr int64_t kKeepBefore = 16, kKeepAfter = 64;  // room around a row of dropout factors, drawn 64 at a time
 
 // Blocking: from head dims only, so that results depend on nothing else.
 struct BackwardShape {

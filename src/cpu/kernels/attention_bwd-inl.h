@@ -93,7 +93,7 @@ inline BackwardBuffers buffers_in(const BackwardRun& run, float* scratch) {
   const int64_t keys = run.shape.key_block;
   return {scratch + at.k_rows, scratch + at.k_lanes, scratch + at.v_lanes, scratch + at.dk, scratch + at.dv,
           scratch + at.q, scratch + at.dout, scratch + at.dq, scratch + at.s, scratch + at.dp,
-          {scratch + at.row, scratch + at.row + keys, scratch + at.row + 2 * keys, scratch + at.row + 3 * keys},
+          {scratch + at.row, scratch + at.row + keys, scratch + at.row + 3 * keys + kKeepBefore, scratch + at.row + 2 * keys},
           reinterpret_cast<uint8_t*>(scratch + at.shown)};
 }
 

@@ -77,9 +77,10 @@ inline void multiply_visible(const BackwardTile& tile, int64_t num_d, const floa
   }
 }
 
-HWY_INLINE hn::Mask<F32Tag> lanes_in(int32_t first_lane, int32_t lo, int32_t hi) {
+// Lanes lo <= lane < hi of a vector that starts at lane `first`; iota: 0, 1, 2, ..., which costs to make.
+HWY_INLINE hn::Mask<F32Tag> lanes_in(hn::Vec<I32Tag> iota, int32_t first, int32_t lo, int32_t hi) {
   const I32Tag i;
-  const auto lane = hn::Iota(i, first_lane);
+  const auto lane = hn::Add(iota, hn::Set(i, first));
   return hn::RebindMask(F32Tag(), hn::And(hn::Not(hn::Lt(lane, hn::Set(i, lo))), hn::Lt(lane, hn::Set(i, hi))));
 }
 
@@ -87,6 +88,7 @@ HWY_INLINE hn::Mask<F32Tag> lanes_in(int32_t first_lane, int32_t lo, int32_t hi)
 inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, float* s, float* dp) {
   const F32Tag f;
   const F32 log2e = hn::Set(f, kLog2e), scale = hn::Set(f, run.args->softmax_scale);
+  const auto iota = hn::Iota(I32Tag(), 0);
   const int64_t stride = run.shape.tile_stride;
   const int32_t num_vectors = vectors_for(tile.num_keys);
   for (int32_t r = 0; r < tile.num_rows; ++r, s += stride, dp += stride) {
@@ -97,7 +99,7 @@ inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, 
       F32 p = exp2_score(hn::Mul(hn::MulSub(hn::LoadU(f, s + v * kLanes), scale, lse), log2e));
       F32 ds = hn::Mul(p, hn::MulSub(hn::LoadU(f, dp + v * kLanes), scale, delta));
       if constexpr (!decltype(whole)::value) {
-        const auto seen = lanes_in(v * kLanes, lo, hi);
+        const auto seen = lanes_in(iota, v * kLanes, lo, hi);
         p = hn::IfThenElseZero(seen, p);
         ds = hn::IfThenElseZero(seen, ds);
       }
@@ -132,6 +134,7 @@ struct KeyRowBuffers {
 };
 
 // Which keys of lanes [0, num_keys) the dropout keeps for one query: lanes are keys, so a Philox counter serves four of them.
+// Writes kKeepBefore floats at most before keep, and kKeepAfter past the last key.
 inline void fill_keep(const ScoreTerms& terms, const BackwardTile& tile, int64_t query, float* keep) {
   const F32Tag f;
   const U32Tag u;
@@ -148,18 +151,12 @@ inline void fill_keep(const ScoreTerms& terms, const BackwardTile& tile, int64_t
   const F32 scale = hn::Set(f, terms.keep_scale);
   const uint64_t first = static_cast<uint64_t>(tile.first_key + terms.index_base[3]);
   const int32_t skew = static_cast<int32_t>(first % 4);
-  HWY_ALIGN float words[4 * kLanes];
-  for (int32_t lane = -skew; lane < tile.num_keys; lane += 4 * kLanes) {
-    const uint32_t quad = static_cast<uint32_t>((first + static_cast<uint64_t>(static_cast<int64_t>(lane))) / 4);
+  for (int32_t key = -skew; key < tile.num_keys; key += 4 * kLanes) {
+    const uint32_t quad = static_cast<uint32_t>((first + static_cast<uint64_t>(static_cast<int64_t>(key))) / 4);
     const PhiloxWords drawn = philox(hn::Iota(u, quad), c1, c2, c3, terms.philox_key[0], terms.philox_key[1]);
-    for (int w = 0; w < 4; ++w) {
-      const auto kept = hn::RebindMask(f, hn::Lt(drawn.word[w], below));
-      hn::Store(hn::IfThenElseZero(kept, scale), f, words + w * kLanes);
-    }
-    for (int32_t t = 0; t < 4 * kLanes; ++t) {
-      const int32_t key = lane + t;
-      if (key >= 0 && key < tile.num_keys) keep[key] = words[t % 4 * kLanes + t / 4];
-    }
+    F32 factor[4];
+    for (int w = 0; w < 4; ++w) factor[w] = hn::IfThenElseZero(hn::RebindMask(f, hn::Lt(drawn.word[w], below)), scale);
+    hn::StoreInterleaved4(factor[0], factor[1], factor[2], factor[3], f, keep + key);
   }
 }
 
@@ -174,7 +171,11 @@ inline void fill_row_buffers(const ScoreTerms& terms, const BackwardTile& tile, 
   if (terms.mask != nullptr) {
     const auto* stride = terms.mask_stride;
     const uint8_t* may = terms.mask + b * stride[0] + tile.head * stride[1] + i * stride[2] + tile.first_key * stride[3];
-    for (int32_t k = lo; k < tile.hi[r]; ++k) rows.may_see[k] = may[k * stride[3]] != 0 ? 1.0f : 0.0f;
+    if (stride[3] == 1) {
+      for (int32_t k = lo; k < tile.hi[r]; ++k) rows.may_see[k] = may[k] != 0 ? 1.0f : 0.0f;
+    } else {
+      for (int32_t k = lo; k < tile.hi[r]; ++k) rows.may_see[k] = may[k * stride[3]] != 0 ? 1.0f : 0.0f;
+    }
   }
   if (terms.dropout) fill_keep(terms, tile, i, rows.keep);
 }
@@ -199,8 +200,14 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
   const int64_t b = tile.sequence->batch;
   const float slope = terms.slopes == nullptr ? 0.0f
       : terms.slopes[b * terms.slope_stride[0] + tile.head * terms.slope_stride[1]];
+  const bool has_bias = terms.bias != nullptr, has_slope = terms.slopes != nullptr, has_mask = terms.mask != nullptr;
+  const bool has_dropout = terms.dropout;
+  const int32_t lo = tile.lo[r], hi = row_counts ? tile.hi[r] : 0, num_vectors = vectors_for(tile.num_keys);
+  F32 dalibi = sums->dalibi;
+  const auto iota = hn::Iota(I32Tag(), 0);
+  const F32 iota_f = hn::ConvertTo(f, iota);
   const float to_first = static_cast<float>(tile.first_key - (tile.first_query + r + tile.sequence->offset));
-  for (int32_t v = 0; v < vectors_for(tile.num_keys); ++v) {
+  for (int32_t v = 0; v < num_vectors; ++v) {
     const int32_t k = v * kLanes;
     F32 x = hn::Mul(hn::LoadU(f, s + k), factor), cap_slope = scale;
     if (softcap > 0.0f) {
@@ -208,22 +215,22 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
       x = hn::Mul(cap, t);
       cap_slope = hn::Mul(scale, hn::NegMulAdd(t, t, one));
     }
-    if (terms.bias != nullptr) x = hn::Add(x, hn::LoadU(f, rows.bias + k));
-    const F32 distance = hn::Abs(hn::Add(hn::Set(f, to_first), hn::ConvertTo(f, hn::Iota(I32Tag(), k))));
-    if (terms.slopes != nullptr) x = hn::NegMulAdd(hn::Set(f, slope), distance, x);
-    auto seen = hn::And(lanes_in(k, tile.lo[r], row_counts ? tile.hi[r] : 0), hn::Not(hn::Eq(x, hidden)));
-    if (terms.mask != nullptr) seen = hn::And(seen, hn::Gt(hn::LoadU(f, rows.may_see + k), zero));
+    if (has_bias) x = hn::Add(x, hn::LoadU(f, rows.bias + k));
+    const F32 distance = hn::Abs(hn::Add(iota_f, hn::Set(f, to_first + static_cast<float>(k))));
+    if (has_slope) x = hn::NegMulAdd(hn::Set(f, slope), distance, x);
+    auto seen = hn::And(lanes_in(iota, k, lo, hi), hn::Not(hn::Eq(x, hidden)));
+    if (has_mask) seen = hn::And(seen, hn::Gt(hn::LoadU(f, rows.may_see + k), zero));
     F32 p = hn::IfThenElseZero(seen, exp2_score(hn::Mul(hn::Sub(x, lse), log2e)));
     F32 gradient = hn::LoadU(f, dp + k), kept = one;
     F32 weight = p;
-    if (terms.dropout) {  // by selection, not by a factor of 0: a dropped key's dP or P may be NaN
+    if (has_dropout) {  // by selection, not by a factor of 0: a dropped key's dP or P may be NaN
       kept = hn::LoadU(f, rows.keep + k);
       const auto keep = hn::Gt(kept, zero);
       gradient = hn::IfThenElseZero(keep, hn::Mul(gradient, kept));
       weight = hn::IfThenElseZero(keep, hn::Mul(p, kept));
     }
     const F32 ds = hn::IfThenElseZero(seen, hn::Mul(p, hn::Sub(gradient, delta)));
-    sums->dalibi = hn::NegMulAdd(distance, ds, sums->dalibi);
+    if (has_slope) dalibi = hn::NegMulAdd(distance, ds, dalibi);
     hn::StoreU(weight, f, s + k);
     hn::StoreU(hn::IfThenElseZero(seen, hn::Mul(ds, cap_slope)), f, dp + k);
     hn::StoreU(ds, f, rows.ds + k);
@@ -233,6 +240,7 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
       for (int32_t t = 0; t < kLanes; ++t) shown[k + t] = static_cast<uint8_t>(flags[t]);
     }
   }
+  sums->dalibi = dalibi;
 }
 
 }  // namespace heed::cpu::HWY_NAMESPACE
