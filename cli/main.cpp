@@ -159,7 +159,8 @@ void add_bench(CLI::App& app, BenchRequest& request) {
   CLI::App* command =
       add_command(app, "bench", "Times of problems, beside what the machine can do at best (docs/measuring.md)",
                   "  heed bench attention hq=8 sq=1024 d=64 causal --threads 1,2\n"
-                  "  heed bench tests/problems/models.txt --json models.json && python -m heed.plot models.json -o models.png\n"
+                  "  heed bench tests/problems/models.txt --json models.json\n"
+                  "  python -m heed.plot models.json -o models.png\n"
                   "  heed bench attention sq=256 d=64 --backend all");
   command->add_option("problems", request.words, kProblemsHelp)->required();
   command->add_option("--threads", request.threads, "Thread counts, e.g. 1,2; default: 1 and all cores")
