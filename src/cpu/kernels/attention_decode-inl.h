@@ -20,7 +20,6 @@
 #include <algorithm>
 
 #include "cpu/kernels/attention_fwd-inl.h"
-#include "hwy/cache_control.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::cpu::HWY_NAMESPACE {
@@ -81,21 +80,32 @@ struct StepRows {
   }
 };
 
-// The rows of one head: pointers for head 0 of the unit, plus an offset; and those to prefetch meanwhile (null: none).
+// The rows of one head: pointers for head 0 of the unit, plus an offset; and the rows to prefetch meanwhile.
 template <class T>
 struct HeadRows {
   const T* const* at;
   ptrdiff_t offset;
-  const T* const* ahead;
-  ptrdiff_t ahead_offset;
+  const T* ahead[kDecodeBlock];
+
+  // Head `head` of the unit. Prefetched are the next step's rows in the order of memory, key by key with all heads of a key
+  // in turn, which is what page tables, row buffers and the hardware's own prefetching like; each head takes its share.
+  HeadRows(const StepRows<T>& rows, int64_t head, int64_t num_heads, int64_t head_stride)
+      : at(rows.at), offset(head * head_stride) {
+    int64_t key = kDecodeBlock + head * kDecodeBlock / num_heads, piece = head * kDecodeBlock % num_heads;
+    for (int64_t t = 0; t < kDecodeBlock; ++t) {
+      ahead[t] = rows.at[key] + piece * head_stride;
+      if (++piece == num_heads) {
+        piece = 0;
+        ++key;
+      }
+    }
+  }
 };
 
-constexpr int64_t kPrefetchKeys = 16;  // how far ahead one head alone looks, in rows
-
+// Asks for the cache line that begins with element c of a row, where one does (rows may lie across lines: good enough).
 template <class T>
-HWY_INLINE void prefetch_row(const T* row, int64_t width) {
-  const char* p = reinterpret_cast<const char*>(row);
-  for (int64_t byte = 0; byte < width * static_cast<int64_t>(sizeof(T)); byte += 64) hwy::Prefetch(p + byte);
+HWY_INLINE void prefetch_at(const T* row, int64_t c) {
+  if (c * static_cast<int64_t>(sizeof(T)) % 64 == 0) __builtin_prefetch(row + c, 0, 2);  // into the second level
 }
 
 // S[key] for one query row and all keys of the step. kWords: vectors of head_dim, so that Q stays in registers; 0: any.
@@ -109,14 +119,18 @@ void decode_scores_one(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim,
     const T* const* rows = k.at + key;  // past num_keys lie the rows of the next step: sums that nobody reads
     F32 acc[kLanes];
     for (int t = 0; t < kLanes; ++t) {
-      if (k.ahead != nullptr) prefetch_row(k.ahead[key + t] + k.ahead_offset, head_dim);
-      const T* row = rows[t] + k.offset;
+      const T *row = rows[t] + k.offset, *ahead = k.ahead[key + t];
+      acc[t] = hn::Zero(f);
       if (kWords > 0) {
-        acc[t] = hn::Mul(widen(row), factor[0]);
-        for (int w = 1; w < kWords; ++w) acc[t] = hn::MulAdd(widen(row + w * kLanes), factor[w], acc[t]);
+        for (int w = 0; w < kWords; ++w) {
+          prefetch_at(ahead, w * kLanes);
+          acc[t] = hn::MulAdd(widen(row + w * kLanes), factor[w], acc[t]);
+        }
       } else {
-        acc[t] = hn::Zero(f);
-        for (int64_t c = 0; c < head_dim; c += kLanes) acc[t] = hn::MulAdd(widen(row + c), hn::LoadU(f, q + c), acc[t]);
+        for (int64_t c = 0; c < head_dim; c += kLanes) {
+          prefetch_at(ahead, c);
+          acc[t] = hn::MulAdd(widen(row + c), hn::LoadU(f, q + c), acc[t]);
+        }
       }
     }
     hn::StoreU(sum_each(acc), f, s + key);
@@ -137,12 +151,10 @@ void decode_scores(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, con
       F32 factor[kGroup];
       for (int g = 0; g < kGroup; ++g) factor[g] = hn::LoadU(f, q + g * q_stride + c);
       for (int t = 0; t < kKeys; ++t) {
+        prefetch_at(k.ahead[key + t], c);
         const F32 x = widen(row[t] + k.offset + c);
         for (int g = 0; g < kGroup; ++g) acc[g * kKeys + t] = hn::MulAdd(x, factor[g], acc[g * kKeys + t]);
       }
-    }
-    if (k.ahead != nullptr) {
-      for (int t = 0; t < kKeys; ++t) prefetch_row(k.ahead[key + t] + k.ahead_offset, head_dim);
     }
     HWY_ALIGN float each[kLanes];
     hn::Store(sum_each(acc), f, each);
@@ -160,18 +172,19 @@ void decode_scores_one_row(const HeadRows<T>& k, int64_t num_keys, int64_t head_
 // O[row][c ...] = O * decay + sum over keys of P[row][key] V[key][c ...], kGroup rows by kVectors vectors.
 template <int kGroup, int kVectors, class T>
 HWY_INLINE void decode_values_tile(const HeadRows<T>& v, int64_t num_keys, int64_t c, const float* HWY_RESTRICT p,
-                                   const float* HWY_RESTRICT decay, int64_t prefetch, float* HWY_RESTRICT o,
-                                   ptrdiff_t o_stride) {
+                                   const float* HWY_RESTRICT decay, float* HWY_RESTRICT o, ptrdiff_t o_stride) {
   const F32Tag f;
   F32 acc[kGroup][kVectors];
   for (int g = 0; g < kGroup; ++g)
     for (int t = 0; t < kVectors; ++t)
       acc[g][t] = hn::Mul(hn::LoadU(f, o + g * o_stride + c + t * kLanes), hn::Set(f, decay[g]));
   for (int64_t key = 0; key < num_keys; ++key) {
-    if (prefetch > 0) prefetch_row(v.ahead[key] + v.ahead_offset, prefetch);
-    const T* row = v.at[key] + v.offset + c;
+    const T *row = v.at[key] + v.offset + c, *ahead = v.ahead[key] + c;
     F32 x[kVectors];
-    for (int t = 0; t < kVectors; ++t) x[t] = widen(row + t * kLanes);
+    for (int t = 0; t < kVectors; ++t) {
+      prefetch_at(ahead, t * kLanes);
+      x[t] = widen(row + t * kLanes);
+    }
     for (int g = 0; g < kGroup; ++g) {
       const F32 factor = hn::Set(f, p[g * kScoreStride + key]);
       for (int t = 0; t < kVectors; ++t) acc[g][t] = hn::MulAdd(factor, x[t], acc[g][t]);
@@ -185,13 +198,12 @@ template <int kGroup, class T>
 void decode_values(const HeadRows<T>& v, int64_t num_keys, int64_t head_dim_v, const float* p, const float* decay, float* o,
                    ptrdiff_t o_stride) {
   constexpr int kWide = kGroup == 4 ? 4 : 8;
-  int64_t ahead = v.ahead != nullptr ? head_dim_v : 0;  // with the first tile only
   int64_t c = 0;
-  for (; c + kWide * kLanes <= head_dim_v; c += kWide * kLanes, ahead = 0)
-    decode_values_tile<kGroup, kWide>(v, num_keys, c, p, decay, ahead, o, o_stride);
-  for (; c + 4 * kLanes <= head_dim_v; c += 4 * kLanes, ahead = 0)
-    decode_values_tile<kGroup, 4>(v, num_keys, c, p, decay, ahead, o, o_stride);
-  for (; c < head_dim_v; c += kLanes, ahead = 0) decode_values_tile<kGroup, 1>(v, num_keys, c, p, decay, ahead, o, o_stride);
+  for (; c + kWide * kLanes <= head_dim_v; c += kWide * kLanes)
+    decode_values_tile<kGroup, kWide>(v, num_keys, c, p, decay, o, o_stride);
+  for (; c + 4 * kLanes <= head_dim_v; c += 4 * kLanes)
+    decode_values_tile<kGroup, 4>(v, num_keys, c, p, decay, o, o_stride);
+  for (; c < head_dim_v; c += kLanes) decode_values_tile<kGroup, 1>(v, num_keys, c, p, decay, o, o_stride);
 }
 
 // One query row of the unit.
@@ -272,14 +284,14 @@ inline float decode_softmax(float* s, int64_t num_keys, float* m, float* l) {
 
 // One step of one kv head, whose query rows are [first_row, first_row + head_rows) of the unit.
 template <class T>
-void decode_step(DecodeUnit& unit, int64_t first_row, HeadRows<T> k, HeadRows<T> v, int64_t first_key, int64_t num_keys,
+void decode_step(DecodeUnit& unit, int64_t first_row, const HeadRows<T>& k, const HeadRows<T>& v, int64_t first_key, int64_t num_keys,
                  const DecodePartial& to) {
   const ForwardRun& run = unit.run;
   const int64_t d = unit.width(), dv = unit.width_v(), d_end = round_up(run.shape.head_dim, kLanes),
                 dv_end = round_up(run.shape.head_dim_v, kLanes), batch = unit.task.work->where.batch;
   const int64_t end = first_row + unit.head_rows;
   float decay[kDecodeRows];
-  for (int64_t r = first_row; r < end; k.ahead = nullptr) {
+  for (int64_t r = first_row; r < end;) {
     float *s = unit.s + (r - first_row) * kScoreStride, *q = unit.q + r * d;
     if (end - r >= 4) {
       decode_scores<4>(k, num_keys, d_end, q, d, s);
@@ -303,7 +315,7 @@ void decode_step(DecodeUnit& unit, int64_t first_row, HeadRows<T> k, HeadRows<T>
     decay[r - first_row] = decode_softmax(s, num_keys, to.m + r, to.l + r);
     if (run.terms.dropout) drop_row_keys(run, row, batch, first_key, num_keys, s);
   }
-  for (int64_t r = first_row; r < end; v.ahead = nullptr) {
+  for (int64_t r = first_row; r < end;) {
     const int64_t at = r - first_row;
     const float* p = unit.s + at * kScoreStride;
     float* o = to.o + r * dv;
@@ -320,15 +332,6 @@ void decode_step(DecodeUnit& unit, int64_t first_row, HeadRows<T> k, HeadRows<T>
   }
 }
 
-// The rows of head `head` of the unit, and what to prefetch: the next head's, or of the last head the next step's of the
-// first; a head alone looks less far ahead.
-template <class T>
-HeadRows<T> head_rows(const StepRows<T>& rows, int64_t head, int64_t num_heads, int64_t head_stride) {
-  if (num_heads == 1) return {rows.at, 0, rows.at + kPrefetchKeys, 0};
-  if (head + 1 < num_heads) return {rows.at, head * head_stride, rows.at, (head + 1) * head_stride};
-  return {rows.at, head * head_stride, rows.at + kDecodeBlock, 0};
-}
-
 // Steps over rows where they lie.
 template <class T>
 void decode_in_place(DecodeUnit& unit, int64_t first_key, int64_t key_end, const DecodePartial& to) {
@@ -340,8 +343,8 @@ void decode_in_place(DecodeUnit& unit, int64_t first_key, int64_t key_end, const
     k_rows.fill(k, unit.k_rows, at, key_end, at > first_key);
     v_rows.fill(v, unit.v_rows, at, key_end, at > first_key);
     for (int64_t head = 0; head < heads; ++head) {
-      decode_step<T>(unit, head * unit.head_rows, head_rows(k_rows, head, heads, k_stride), head_rows(v_rows, head, heads, v_stride),
-                     at, HWY_MIN(kDecodeBlock, key_end - at), to);
+      decode_step<T>(unit, head * unit.head_rows, HeadRows<T>(k_rows, head, heads, k_stride),
+                     HeadRows<T>(v_rows, head, heads, v_stride), at, HWY_MIN(kDecodeBlock, key_end - at), to);
     }
   }
 }
@@ -364,7 +367,7 @@ inline void decode_copied(DecodeUnit& unit, int64_t first_key, int64_t key_end, 
       k_rows.at[t] = unit.k + HWY_MIN(t, n - 1) * d;
       v_rows.at[t] = unit.v + HWY_MIN(t, n - 1) * dv;
     }
-    decode_step<float>(unit, 0, {k_rows.at, 0, nullptr, 0}, {v_rows.at, 0, nullptr, 0}, at, n, to);
+    decode_step<float>(unit, 0, HeadRows<float>(k_rows, 0, 1, 0), HeadRows<float>(v_rows, 0, 1, 0), at, n, to);
   }
 }
 
