@@ -178,7 +178,7 @@ TEST(Errors, WhatGoesTogether) {
        [](Args& a) { a.cache_batch_idx = numbers({2}), a.k.shape[0] = a.v.shape[0] = 0; }},
       {"overflow 64 bits",
        [](Args& a) {
-         a.page_table = numbers({2, int64_t{1} << 62});
+         a.page_table = numbers({2, 2}), a.page_table.shape[1] = int64_t{1} << 62;
        }},
   });
 }
