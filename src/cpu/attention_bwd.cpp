@@ -1,5 +1,5 @@
-// The backward pass on the CPU: the rows of the registry, the workspace, and how the work is divided. attention_bwd.h says
-// what a task does and in which order contributions meet.
+// The backward pass on the CPU: the rows of the registry, the workspace, and how the work is divided. attention_bwd.h
+// says what a task does and in which order contributions meet.
 #include "cpu/attention_bwd.h"
 
 #include <array>
@@ -7,6 +7,8 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
+#include <tuple>
 #include <utility>
 
 #include "base/format.h"
@@ -16,8 +18,6 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-
-#include <thread>
 
 namespace heed::cpu {
 
@@ -36,9 +36,7 @@ struct BackwardParams {
   BackwardWorkspace workspace;
 };
 
-bool dbias_is_summed(const AttentionProblem& p) {
-  return p.dbias && p.bias_dims != (kDimB | kDimH | kDimI | kDimJ);
-}
+bool dbias_is_summed(const AttentionProblem& p) { return p.dbias && p.bias_dims != (kDimB | kDimH | kDimI | kDimJ); }
 
 // Lengths come from data: what no task owns has to be written as 0 first.
 bool lengths_vary(const AttentionProblem& p) {
@@ -50,7 +48,9 @@ bool tiles_cover_all(const AttentionProblem& p) {
   return !lengths_vary(p) && p.window_left < 0 && p.window_right < 0 && p.chunk == 0;
 }
 
-int64_t num_query_rows(const AttentionProblem& p) { return p.nheads_q * (p.packed_q() ? p.total_q : p.batch * p.seqlen_q); }
+int64_t num_query_rows(const AttentionProblem& p) {
+  return p.nheads_q * (p.packed_q() ? p.total_q : p.batch * p.seqlen_q);
+}
 
 int64_t num_turns(const AttentionProblem& p, const BackwardShape& shape) {
   const int64_t rows = shape.query_block;
@@ -58,7 +58,8 @@ int64_t num_turns(const AttentionProblem& p, const BackwardShape& shape) {
   return p.nheads_q * p.batch * ((p.seqlen_q + rows - 1) / rows);
 }
 
-BackwardWorkspace lay_out_workspace(const AttentionProblem& p, const BackwardShape& shape, const BackwardScratch& scratch) {
+BackwardWorkspace lay_out_workspace(const AttentionProblem& p, const BackwardShape& shape,
+                                    const BackwardScratch& scratch) {
   BackwardWorkspace at;
   const auto take = [&](int64_t count, size_t bytes_each) {
     const size_t begin = at.bytes;
@@ -111,7 +112,7 @@ void claim_tasks(const BackwardRun& run, int64_t num_tasks, int64_t max_workers,
   });
 }
 
-// ---- step 1: where sequences lie, zeroes, delta -------------------------------------------------------------------------
+// ---- step 1: where sequences lie, zeroes, delta ---------------------------------------------------------------------
 
 void locate_sequences(const BackwardRun& run) {
   const AttentionProblem& p = *run.problem;
@@ -187,10 +188,10 @@ Status run_prologue(const BackwardPlan& plan, const BackwardStep& step, const At
   return {};
 }
 
-// ---- step 2: blocks of keys ----------------------------------------------------------------------------------------------
+// ---- step 2: blocks of keys -----------------------------------------------------------------------------------------
 
-// Tasks of a sequence, in groups of as many kv heads as there are threads: within a group block by block, so that threads
-// work on different heads and seldom wait for each other's dQ. Any such order gives the same bits.
+// Tasks of a sequence, in groups of as many kv heads as there are threads: within a group block by block, so that
+// threads work on different heads and seldom wait for each other's dQ. Any such order gives the same bits.
 KeyBlockTask key_block_task(const BackwardRun& run, int64_t task) {
   const AttentionProblem& p = *run.problem;
   const int64_t b = std::upper_bound(run.first_task, run.first_task + p.batch + 1, task) - run.first_task - 1;
@@ -226,7 +227,7 @@ Status run_key_blocks(const BackwardPlan& plan, const BackwardStep& step, const 
   return {};
 }
 
-// ---- step 3: dbias with broadcast dimensions ------------------------------------------------------------------------------
+// ---- step 3: dbias with broadcast dimensions ------------------------------------------------------------------------
 
 int64_t blocks_for(int64_t length, int64_t block) { return std::max<int64_t>((length + block - 1) / block, 1); }
 
@@ -266,7 +267,7 @@ Status run_bias_parts(const BackwardPlan& plan, const BackwardStep& step, const 
   return {};
 }
 
-// ---- step 4: sums over sequences, dQ in 16 bits -----------------------------------------------------------------------------
+// ---- step 4: sums over sequences, dQ in 16 bits ---------------------------------------------------------------------
 
 Status run_epilogue(const BackwardPlan& plan, const BackwardStep& step, const AttentionArgs& args) {
   const BackwardRun run = make_run(plan, step, args);
@@ -281,7 +282,8 @@ Status run_epilogue(const BackwardPlan& plan, const BackwardStep& step, const At
     for (int64_t b = 0; b < p.batch; ++b) {
       const int64_t at = b * p.nheads_q + h;
       if (p.dsinks) dsink += run.dsinks[at];
-      if (p.dalibi && p.alibi_per_batch) static_cast<float*>(args.dalibi_slopes)[at] = static_cast<float>(run.dalibi[at]);
+      if (p.dalibi && p.alibi_per_batch)
+        static_cast<float*>(args.dalibi_slopes)[at] = static_cast<float>(run.dalibi[at]);
       if (p.dalibi) dalibi += run.dalibi[at];
     }
     if (p.dsinks) static_cast<float*>(args.dsinks)[h] = static_cast<float>(dsink);
@@ -290,25 +292,31 @@ Status run_epilogue(const BackwardPlan& plan, const BackwardStep& step, const At
   return {};
 }
 
-// ---- rows of the registry -----------------------------------------------------------------------------------------------------
+// ---- rows of the registry -------------------------------------------------------------------------------------------
 
 struct InstructionSet {
-  const char* name;       // as in the row's name
+  const char* name;  // as in the row's name
   const char* title;
-  const char* nearest;    // where it is missing
+  const char* nearest;  // where it is missing
   const BackwardKernels* (*kernels)();
   bool (*present)(const Machine& machine);
-  double flops_per_us;    // of one thread, for the cost
+  double flops_per_us;  // of one thread, for the cost
 };
 
-constexpr InstructionSet kAvx512 = {"avx512", "AVX-512", "cpu/attention_bwd_avx2", backward_kernels_avx512,
-                                    [](const Machine& m) { return m.cpu.avx512; }, 80e3};
-constexpr InstructionSet kAvx2 = {"avx2", "AVX2", "cpu/attention_bwd_generic", backward_kernels_avx2,
-                                  [](const Machine& m) { return m.cpu.avx2; }, 50e3};
-constexpr InstructionSet kNeon = {"neon", "NEON", "cpu/attention_bwd_generic", backward_kernels_neon,
-                                  [](const Machine& m) { return m.cpu.neon; }, 30e3};
-constexpr InstructionSet kGeneric = {"generic", "plain C++", "ref/attention", backward_kernels_generic,
-                                     [](const Machine&) { return true; }, 3e3};
+constexpr InstructionSet kAvx512 = {"avx512",
+                                    "AVX-512",
+                                    "cpu/attention_bwd_avx2",
+                                    backward_kernels_avx512,
+                                    [](const Machine& m) { return m.cpu.avx512; },
+                                    80e3};
+constexpr InstructionSet kAvx2 = {
+    "avx2", "AVX2", "cpu/attention_bwd_generic", backward_kernels_avx2, [](const Machine& m) { return m.cpu.avx2; },
+    50e3};
+constexpr InstructionSet kNeon = {
+    "neon", "NEON", "cpu/attention_bwd_generic", backward_kernels_neon, [](const Machine& m) { return m.cpu.neon; },
+    30e3};
+constexpr InstructionSet kGeneric = {
+    "generic", "plain C++", "ref/attention", backward_kernels_generic, [](const Machine&) { return true; }, 3e3};
 
 template <const InstructionSet& kSet>
 Verdict check(const AttentionProblem& p, const Machine& machine) {
@@ -323,7 +331,8 @@ Verdict check(const AttentionProblem& p, const Machine& machine) {
     return decline("computes in f32: dtype f64 is for ref/attention");
   }
   if (p.paged()) return decline("gradients of a paged cache are not computed: pass k and v without page_table");
-  if (p.cache_batch > 0) return decline("gradients of cache rows are not computed: pass k and v without cache_batch_idx");
+  if (p.cache_batch > 0)
+    return decline("gradients of cache rows are not computed: pass k and v without cache_batch_idx");
   if (dbias_is_summed(p)) {
     return accept("dbias has broadcast dimensions: summed in a pass of its own, which computes the scores once more");
   }
@@ -332,7 +341,8 @@ Verdict check(const AttentionProblem& p, const Machine& machine) {
 
 template <const InstructionSet& kSet>
 double cost_us(const AttentionProblem& p, const Machine& machine) {
-  const double threads = std::max(1, std::min(p.threads > 0 ? p.threads : machine.cpu.num_cores, machine.cpu.num_cores));
+  const double threads =
+      std::max(1, std::min(p.threads > 0 ? p.threads : machine.cpu.num_cores, machine.cpu.num_cores));
   return 5.0 + flops(p) * (dbias_is_summed(p) ? 1.4 : 1.0) / (kSet.flops_per_us * threads);
 }
 
@@ -356,8 +366,9 @@ Status prepare(const AttentionProblem& p, const Machine&, BackwardPlan& plan) {
     plan.steps.push_back(std::move(step));
   };
   const int64_t rows_k = p.packed_k() ? p.total_k : p.seqlen_k;
-  const int64_t key_blocks = p.nheads_kv * (p.packed_k() ? rows_k / shape.key_block + p.batch
-                                                         : p.batch * ((rows_k + shape.key_block - 1) / shape.key_block));
+  const int64_t key_blocks =
+      p.nheads_kv * (p.packed_k() ? rows_k / shape.key_block + p.batch
+                                  : p.batch * ((rows_k + shape.key_block - 1) / shape.key_block));
   add("attention_bwd delta and zeroes", run_prologue, p.batch * p.nheads_q, 0);
   add(format("attention_bwd {} q{} k{}", kSet.name, shape.query_block, shape.key_block), run_key_blocks, key_blocks,
       params->layout.floats);
@@ -385,8 +396,8 @@ BackwardShape backward_shape(const AttentionProblem& p) {
   shape.head_dim_v = p.head_dim_v;
   shape.d_pad = round_to(p.head_dim, kVectorPad);
   shape.dv_pad = round_to(p.head_dim_v, kVectorPad);
-  // A task keeps some 5 x key_block + 3 x query_block rows of head_dim floats, which are to stay in a second-level cache of
-  // 1 MiB; within that, speed hardly depends on the blocks.
+  // A task keeps some 5 x key_block + 3 x query_block rows of head_dim floats, which are to stay in a second-level
+  // cache of 1 MiB; within that, speed hardly depends on the blocks.
   const int64_t widest = std::max(shape.d_pad, shape.dv_pad);
   shape.key_block = widest <= 256 ? 128 : 64;
   shape.query_block = widest <= 128 ? 96 : 48;
@@ -438,13 +449,13 @@ namespace heed {
 
 extern const Impl<AttentionProblem> kCpuAttentionBwdAvx512, kCpuAttentionBwdAvx2, kCpuAttentionBwdNeon,
     kCpuAttentionBwdGeneric;
-const Impl<AttentionProblem> kCpuAttentionBwdAvx512 =
-    cpu::row<cpu::kAvx512>("cpu/attention_bwd_avx512", "gradients with AVX-512: f32 products, f32 sums in a fixed order");
+const Impl<AttentionProblem> kCpuAttentionBwdAvx512 = cpu::row<cpu::kAvx512>(
+    "cpu/attention_bwd_avx512", "gradients with AVX-512: f32 products, f32 sums in a fixed order");
 const Impl<AttentionProblem> kCpuAttentionBwdAvx2 =
     cpu::row<cpu::kAvx2>("cpu/attention_bwd_avx2", "gradients with AVX2: f32 products, f32 sums in a fixed order");
 const Impl<AttentionProblem> kCpuAttentionBwdNeon =
     cpu::row<cpu::kNeon>("cpu/attention_bwd_neon", "gradients with NEON: f32 products, f32 sums in a fixed order");
-const Impl<AttentionProblem> kCpuAttentionBwdGeneric =
-    cpu::row<cpu::kGeneric>("cpu/attention_bwd_generic", "gradients in plain C++ for any CPU: f32 products, f32 sums in a fixed order");
+const Impl<AttentionProblem> kCpuAttentionBwdGeneric = cpu::row<cpu::kGeneric>(
+    "cpu/attention_bwd_generic", "gradients in plain C++ for any CPU: f32 products, f32 sums in a fixed order");
 
 }  // namespace heed

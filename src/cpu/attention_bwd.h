@@ -1,17 +1,17 @@
 // The backward pass on the CPU, between the file that divides the work (attention_bwd.cpp) and the kernels that do it.
 //
-// A task is one (sequence, kv head, block of keys). It owns that block's dK and dV and walks the query blocks that see it,
-// for every query head of the group:
+// A task is one (sequence, kv head, block of keys). It owns that block's dK and dV and walks the query blocks that see
+// it, for every query head of the group:
 //
 //   S = Q K^T    P = exp(scale S - lse)    dP = dO V^T    dS = scale P (dP - delta)
 //   dV += P^T dO    dK += dS^T Q    dQ += dS K
 //
 // Tiles have queries as rows and keys as lanes: K and V are transposed once per task, Q and dO never.
 //
-// dQ rows get a contribution from every block of keys. They are added in the order of the blocks, whichever threads compute
-// them: each (head, query block) has a turn counter, and a task adds when its turn has come. Tasks are claimed in an order
-// in which a block of keys comes after the blocks it waits for, so whoever is waited for is running: no deadlock, whatever
-// the executor does, and the same bits whatever the number of threads.
+// dQ rows get a contribution from every block of keys. They are added in the order of the blocks, whichever threads
+// compute them: each (head, query block) has a turn counter, and a task adds when its turn has come. Tasks are claimed
+// in an order in which a block of keys comes after the blocks it waits for, so whoever is waited for is running: no
+// deadlock, whatever the executor does, and the same bits whatever the number of threads.
 #pragma once
 
 #include <algorithm>
@@ -31,21 +31,21 @@ constexpr int64_t kKeepBefore = 16, kKeepAfter = 64;  // room around a row of dr
 struct BackwardShape {
   int64_t head_dim = 0, head_dim_v = 0;
   int64_t d_pad = 0, dv_pad = 0;  // rounded up to kVectorPad
-  int64_t query_block = 0;        // rows of a tile: a multiple of the register tile's 6
-  int64_t key_block = 0;          // lanes of a tile: a multiple of 64
-  int64_t tile_stride = 0;        // of S and dP: key_block and a little, so that columns do not meet in one cache set
+  int64_t query_block = 0;  // rows of a tile: a multiple of the register tile's 6
+  int64_t key_block = 0;  // lanes of a tile: a multiple of 64
+  int64_t tile_stride = 0;  // of S and dP: key_block and a little, so that columns do not meet in one cache set
 };
 BackwardShape backward_shape(const AttentionProblem& problem);
 
 // Offsets in floats into one worker's scratch.
 struct BackwardScratch {
   int64_t k_rows = 0, k_lanes = 0, v_lanes = 0;  // [key][d], [d][key] and [d][key] in panels of keys
-  int64_t dk = 0, dv = 0;                        // [key][d]
-  int64_t q = 0, dout = 0, dq = 0;               // [query][d]
-  int64_t s = 0, dp = 0;                         // [query][key]: scores, then P; dP, then dS
-  int64_t row = 0;                               // one row of keys each: bias, mask, dropout, dS before the softcap's slope
-  int64_t shown = 0;                             // bytes [query][key], on the exact path
-  int64_t bias_sums = 0;                         // [query][key], where dbias has broadcast dimensions
+  int64_t dk = 0, dv = 0;  // [key][d]
+  int64_t q = 0, dout = 0, dq = 0;  // [query][d]
+  int64_t s = 0, dp = 0;  // [query][key]: scores, then P; dP, then dS
+  int64_t row = 0;  // one row of keys each: bias, mask, dropout, dS before the softcap's slope
+  int64_t shown = 0;  // bytes [query][key], on the exact path
+  int64_t bias_sums = 0;  // [query][key], where dbias has broadcast dimensions
   int64_t floats = 0;
 };
 BackwardScratch lay_out_scratch(const BackwardShape& shape, bool bias_sums);
@@ -67,15 +67,15 @@ struct BackwardRun {
   BackwardShape shape;
   BackwardScratch layout;
   ScoreTerms terms;
-  Sequence* sequences = nullptr;   // [batch]
-  int64_t* first_task = nullptr;   // [batch + 1]
-  float* delta = nullptr;          // per query row: rowsum(dout * out) - dlse
-  float* dq_sum = nullptr;         // f32 sums of dQ; null: dq is f32 itself
-  int32_t* turns = nullptr;        // per (query head, query block): blocks of keys that have been added
-  int32_t* head_turns = nullptr;   // per (sequence, kv head): the same for dalibi
-  double* dalibi = nullptr;        // per (sequence, query head)
-  double* dsinks = nullptr;        // per (sequence, query head)
-  float* scratch = nullptr;        // of worker 0
+  Sequence* sequences = nullptr;  // [batch]
+  int64_t* first_task = nullptr;  // [batch + 1]
+  float* delta = nullptr;  // per query row: rowsum(dout * out) - dlse
+  float* dq_sum = nullptr;  // f32 sums of dQ; null: dq is f32 itself
+  int32_t* turns = nullptr;  // per (query head, query block): blocks of keys that have been added
+  int32_t* head_turns = nullptr;  // per (sequence, kv head): the same for dalibi
+  double* dalibi = nullptr;  // per (sequence, query head)
+  double* dsinks = nullptr;  // per (sequence, query head)
+  float* scratch = nullptr;  // of worker 0
 
   // Where a query row stands in delta and dq_sum.
   int64_t row_index(const Sequence& s, int64_t h, int64_t i) const {
@@ -121,7 +121,7 @@ struct BackwardKernels {
   void (*bias_part)(const BackwardRun& run, const BiasPart& part, float* scratch);
   void (*narrow_dq)(const BackwardRun& run, const Sequence& sequence, int64_t head);
 };
-const BackwardKernels* backward_kernels_avx512();   // null: not compiled in
+const BackwardKernels* backward_kernels_avx512();  // null: not compiled in
 const BackwardKernels* backward_kernels_avx2();
 const BackwardKernels* backward_kernels_neon();
 const BackwardKernels* backward_kernels_generic();

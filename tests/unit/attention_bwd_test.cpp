@@ -1,5 +1,5 @@
-// What is special to the CPU's backward pass: blocks of keys that add to dQ in turns, tiles trimmed to what is visible, the
-// exact path for NaN and Inf, gradients that are summed over broadcast dimensions.
+// What is special to the CPU's backward pass: blocks of keys that add to dQ in turns, tiles trimmed to what is visible,
+// the exact path for NaN and Inf, gradients that are summed over broadcast dimensions.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -46,8 +46,10 @@ void expect_right(const std::string& line) {
 
 // Lengths on both sides of the blocks' edges (96 queries, 128 keys; 48 and 64 for wide heads).
 TEST(AttentionBwd, LengthsAroundBlocks) {
-  for (const char* lengths : {"sq=95 sk=127", "sq=96 sk=128", "sq=97 sk=129", "sq=1 sk=257", "sq=193 sk=1", "sq=289 sk=385"}) {
-    for (const char* rest : {"d=16 hq=2 pass=bwd", "d=16 hq=2 pass=bwd causal", "d=24 dv=40 hq=2 hkv=1 pass=bwd window=50,70"}) {
+  for (const char* lengths :
+       {"sq=95 sk=127", "sq=96 sk=128", "sq=97 sk=129", "sq=1 sk=257", "sq=193 sk=1", "sq=289 sk=385"}) {
+    for (const char* rest :
+         {"d=16 hq=2 pass=bwd", "d=16 hq=2 pass=bwd causal", "d=24 dv=40 hq=2 hkv=1 pass=bwd window=50,70"}) {
       expect_right(std::string("attention ") + lengths + " " + rest);
     }
   }
@@ -63,13 +65,14 @@ TEST(AttentionBwd, ManyBlocksOfOneHead) {
 }
 
 TEST(AttentionBwd, TrimmedTiles) {
-  for (const char* shape : {"causal", "causal offset=top", "causal offset=-40", "causal offset=250", "window=0,0", "window=7,130",
-                            "chunk=50", "chunk=130 causal", "chunk=33 window=10,100 offset=-90"}) {
+  for (const char* shape : {"causal", "causal offset=top", "causal offset=-40", "causal offset=250", "window=0,0",
+                            "window=7,130", "chunk=50", "chunk=130 causal", "chunk=33 window=10,100 offset=-90"}) {
     expect_right(std::string("attention hq=2 sq=250 sk=300 d=20 pass=bwd ") + shape);
   }
   expect_right("attention b=3 hq=2 d=16 pass=bwd layout_q=thd layout_kv=thd lq=130,0,220 lk=300,40,129 causal");
-  expect_right("attention b=3 hq=4 hkv=2 sq=200 sk=300 d=16 f16 pass=bwd used_q used_k leftpad lq=130,0,200 lk=300,40,129 "
-               "lpad=129,3,0 causal");
+  expect_right(
+      "attention b=3 hq=4 hkv=2 sq=200 sk=300 d=16 f16 pass=bwd used_q used_k leftpad lq=130,0,200 lk=300,40,129 "
+      "lpad=129,3,0 causal");
 }
 
 TEST(AttentionBwd, AnySubsetOfOutputs) {
@@ -96,8 +99,9 @@ TEST(AttentionBwd, EveryBroadcastOfBias) {
     }
     expect_right("attention b=2 hq=2 hkv=1 sq=100 sk=140 d=8 pass=bwd causal bias=f32:" + letters);
     expect_right("attention b=2 hq=2 sq=100 sk=140 d=8 bf16 pass=bwd softcap bias=bf16:" + letters);
-    expect_right("attention b=2 hq=2 d=8 pass=bwd layout_q=thd layout_kv=thd sq=110 sk=140 lq=110,20 lk=33,140 bias=f32:" +
-                 letters);
+    expect_right(
+        "attention b=2 hq=2 d=8 pass=bwd layout_q=thd layout_kv=thd sq=110 sk=140 lq=110,20 lk=33,140 bias=f32:" +
+        letters);
   }
 }
 
@@ -144,7 +148,7 @@ TEST(AttentionBwd, NanInVReachesOnlyWhatSeesIt) {
       ASSERT_EQ(run.problem().run(row, {heed_executor_serial(), 1, 0xff}), "");
       for (int64_t i = 0; i < 300; ++i) {
         EXPECT_EQ(Poisoned::row_is_finite(args.dq, i, 0), i < kKey) << row << " dq " << i;
-        EXPECT_TRUE(Poisoned::row_is_finite(args.dv, i, 0)) << row << " dv " << i;   // dV = P^T dO knows no V
+        EXPECT_TRUE(Poisoned::row_is_finite(args.dv, i, 0)) << row << " dv " << i;  // dV = P^T dO knows no V
       }
     }
   }

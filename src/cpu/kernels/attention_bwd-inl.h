@@ -19,7 +19,7 @@
 HWY_BEFORE_NAMESPACE();
 namespace heed::cpu::HWY_NAMESPACE {
 
-// ---- rows in, rows out --------------------------------------------------------------------------------------------------
+// ---- rows in, rows out ----------------------------------------------------------------------------------------------
 
 HWY_INLINE bool is_poisoned(F32 poison) { return !hn::AllTrue(F32Tag(), hn::Eq(poison, poison)); }
 
@@ -44,9 +44,10 @@ HWY_INLINE F32 load_row(const T* HWY_RESTRICT src, int64_t width, int64_t pad, f
   return poison;
 }
 
-// `num_rows` rows of `width` numbers, row_stride apart, to f32 rows of `pad` floats, 0 past width. True if all are finite.
-inline bool load_rows(const void* data, Dtype dtype, int64_t offset, int64_t row_stride, int64_t num_rows, int64_t width,
-                      int64_t pad, float* dst) {
+// `num_rows` rows of `width` numbers, row_stride apart, to f32 rows of `pad` floats, 0 past width. True if all are
+// finite.
+inline bool load_rows(const void* data, Dtype dtype, int64_t offset, int64_t row_stride, int64_t num_rows,
+                      int64_t width, int64_t pad, float* dst) {
   const auto load = [&](const auto* src) HWY_ATTR {
     F32 poison = hn::Zero(F32Tag());
     src += offset;
@@ -67,7 +68,8 @@ inline void store_row(const float* src, void* data, Dtype dtype, int64_t offset,
 HWY_INLINE void add_row(const float* HWY_RESTRICT src, int64_t width, float* HWY_RESTRICT dst) {
   const F32Tag f;
   int64_t k = 0;
-  for (; k + kLanes <= width; k += kLanes) hn::StoreU(hn::Add(hn::LoadU(f, dst + k), hn::LoadU(f, src + k)), f, dst + k);
+  for (; k + kLanes <= width; k += kLanes)
+    hn::StoreU(hn::Add(hn::LoadU(f, dst + k), hn::LoadU(f, src + k)), f, dst + k);
   for (; k < width; ++k) dst[k] += src[k];
 }
 
@@ -80,7 +82,7 @@ inline void fill_panels(const float* rows, int64_t num_keys, int64_t width, int6
   }
 }
 
-// ---- a tile ---------------------------------------------------------------------------------------------------------------
+// ---- a tile ---------------------------------------------------------------------------------------------------------
 
 struct BackwardBuffers {
   float *k_rows, *k_lanes, *v_lanes, *dk, *dv, *q, *dout, *dq, *s, *dp;
@@ -91,9 +93,18 @@ struct BackwardBuffers {
 inline BackwardBuffers buffers_in(const BackwardRun& run, float* scratch) {
   const BackwardScratch& at = run.layout;
   const int64_t keys = run.shape.key_block;
-  return {scratch + at.k_rows, scratch + at.k_lanes, scratch + at.v_lanes, scratch + at.dk, scratch + at.dv,
-          scratch + at.q, scratch + at.dout, scratch + at.dq, scratch + at.s, scratch + at.dp,
-          {scratch + at.row, scratch + at.row + keys, scratch + at.row + 3 * keys + kKeepBefore, scratch + at.row + 2 * keys},
+  return {scratch + at.k_rows,
+          scratch + at.k_lanes,
+          scratch + at.v_lanes,
+          scratch + at.dk,
+          scratch + at.dv,
+          scratch + at.q,
+          scratch + at.dout,
+          scratch + at.dq,
+          scratch + at.s,
+          scratch + at.dp,
+          {scratch + at.row, scratch + at.row + keys, scratch + at.row + 3 * keys + kKeepBefore,
+           scratch + at.row + 2 * keys},
           reinterpret_cast<uint8_t*>(scratch + at.shown)};
 }
 
@@ -105,9 +116,11 @@ inline bool load_keys(const BackwardRun& run, const Sequence& sequence, int64_t 
   const KeyRows v = locate_keys(p, *run.args, sequence, Slot::kV, kv_head);
   const KeyRows k = locate_keys(p, *run.args, sequence, Slot::kK, kv_head);
   // V's rows are needed no longer than for the transposition: they pass through dV's place.
-  bool finite = load_rows(run.args->v, p.dtype, v.offset(first_key), v.row_stride, num_keys, p.head_dim_v, shape.dv_pad, to.dv);
+  bool finite =
+      load_rows(run.args->v, p.dtype, v.offset(first_key), v.row_stride, num_keys, p.head_dim_v, shape.dv_pad, to.dv);
   fill_panels(to.dv, num_keys, p.head_dim_v, shape.dv_pad, to.v_lanes);
-  finite &= load_rows(run.args->k, p.dtype, k.offset(first_key), k.row_stride, num_keys, p.head_dim, shape.d_pad, to.k_rows);
+  finite &=
+      load_rows(run.args->k, p.dtype, k.offset(first_key), k.row_stride, num_keys, p.head_dim, shape.d_pad, to.k_rows);
   fill_panels(to.k_rows, num_keys, p.head_dim, shape.d_pad, to.k_lanes);
   return finite;
 }
@@ -147,22 +160,18 @@ inline RowPrefetch prefetch_rows(const BackwardRun& run, const BackwardTile& til
           p.strides(slot)[2] * bytes, slot_shape(p, slot)[3] * bytes, static_cast<int32_t>(rows)};
 }
 
-// S and dP, then P and dS in their places. each_row(r): after row r, when buffers.rows.ds holds its dS at the bias; called
-// only where the score has terms or `want_rows` asks for it.
+// S and dP, then P and dS in their places. each_row(r): after row r, when buffers.rows.ds holds its dS at the bias;
+// called only where the score has terms or `want_rows` asks for it.
 template <class EachRow>
-void fill_tile(const BackwardRun& run, const BackwardTile& tile, const BackwardBuffers& at, bool want_dp, bool want_rows,
-               RowSums* sums, const EachRow& each_row) {
+void fill_tile(const BackwardRun& run, const BackwardTile& tile, const BackwardBuffers& at, bool want_dp,
+               bool want_rows, RowSums* sums, const EachRow& each_row) {
   const BackwardShape& shape = run.shape;
-  const int64_t next = tile.first_query + shape.query_block;
-  multiply_visible(tile, shape.head_dim, at.q, shape.d_pad, at.k_lanes, at.s, shape.tile_stride,
-                   prefetch_rows(run, tile, Slot::kQ, run.args->q, next));
-  if (want_dp || tile.exact) {
-    multiply_visible(tile, shape.head_dim_v, at.dout, shape.dv_pad, at.v_lanes, at.dp, shape.tile_stride,
-                     prefetch_rows(run, tile, Slot::kDout, run.args->dout, next));
-  }
+  multiply_visible(tile, shape.head_dim, at.q, shape.d_pad, at.k_lanes, at.s, shape.tile_stride);
+  if (want_dp || tile.exact)
+    multiply_visible(tile, shape.head_dim_v, at.dout, shape.dv_pad, at.v_lanes, at.dp, shape.tile_stride);
   const ScoreTerms& terms = run.terms;
-  const bool plain = !run.problem->softcap && terms.bias == nullptr && terms.mask == nullptr && terms.slopes == nullptr &&
-                     !terms.dropout;
+  const bool plain = !run.problem->softcap && terms.bias == nullptr && terms.mask == nullptr &&
+                     terms.slopes == nullptr && !terms.dropout;
   if (plain && !tile.exact && !want_rows) return finish_plain_rows(run, tile, at.s, at.dp);
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     fill_row_buffers(terms, tile, r, at.rows);
@@ -172,7 +181,7 @@ void fill_tile(const BackwardRun& run, const BackwardTile& tile, const BackwardB
   }
 }
 
-// ---- sums over a tile -------------------------------------------------------------------------------------------------------
+// ---- sums over a tile -----------------------------------------------------------------------------------------------
 
 // gradient[key][d] += sum over rows of tile[row][key] * rows[row][d], for the rows that see the key.
 inline void add_to_keys(const BackwardTile& tile, const float* weights, int64_t stride, const float* rows, int64_t pad,
@@ -189,26 +198,24 @@ inline void add_to_keys(const BackwardTile& tile, const float* weights, int64_t 
       while (to < tile.num_rows && tile.lo[to] < key + keys) ++to;
       if (from >= to) continue;
       multiply<AOrder::kColumns>(keys, vectors, to - from, weights + from * stride + key, stride,
-                                 rows + from * pad + v * kLanes, pad, gradient + key * pad + v * kLanes, pad, Start::kLoad);
+                                 rows + from * pad + v * kLanes, pad, gradient + key * pad + v * kLanes, pad,
+                                 Start::kLoad);
     }
   }
 }
 
 // dq[row][d] = sum over keys of ds[row][key] * K[key][d], for the keys that the row sees.
 inline void sum_over_keys(const BackwardTile& tile, const float* ds, int64_t stride, const float* k_rows, int64_t pad,
-                          float* dq) {
+                          float* dq, RowPrefetch prefetch) {
   const int64_t num_vectors = pad / kLanes;
-  if (!tile.partial) {
-    multiply<AOrder::kRows>(tile.num_rows, num_vectors, tile.num_keys, ds, stride, k_rows, pad, dq, pad, Start::kZero);
-    return;
-  }
   for (int64_t v = 0; v < num_vectors; v += kTileVectors) {
     const int64_t vectors = HWY_MIN(num_vectors - v, kTileVectors);
     for (int32_t r = 0; r < tile.num_rows; r += kTileRows) {
       const int32_t rows = HWY_MIN(kTileRows, tile.num_rows - r);
       const int32_t from = tile.lo[r], to = HWY_MAX(from, tile.hi[r + rows - 1]);
-      multiply<AOrder::kRows>(rows, vectors, to - from, ds + r * stride + from, stride, k_rows + from * pad + v * kLanes, pad,
-                              dq + r * pad + v * kLanes, pad, Start::kZero);
+      prefetch.take(kTileRows);
+      multiply<AOrder::kRows>(rows, vectors, to - from, ds + r * stride + from, stride,
+                              k_rows + from * pad + v * kLanes, pad, dq + r * pad + v * kLanes, pad, Start::kZero);
     }
   }
 }
@@ -216,10 +223,12 @@ inline void sum_over_keys(const BackwardTile& tile, const float* ds, int64_t str
 HWY_INLINE void add_scaled_row(float weight, const float* HWY_RESTRICT src, int64_t floats, float* HWY_RESTRICT dst) {
   const F32Tag f;
   const F32 w = hn::Set(f, weight);
-  for (int64_t k = 0; k < floats; k += kLanes) hn::StoreU(hn::MulAdd(w, hn::LoadU(f, src + k), hn::LoadU(f, dst + k)), f, dst + k);
+  for (int64_t k = 0; k < floats; k += kLanes)
+    hn::StoreU(hn::MulAdd(w, hn::LoadU(f, src + k), hn::LoadU(f, dst + k)), f, dst + k);
 }
 
-// The three sums pair by pair, for tiles that hold NaN or Inf: a pair that is hidden or dropped adds nothing, not 0 times it.
+// The three sums pair by pair, for tiles that hold NaN or Inf: a pair that is hidden or dropped adds nothing, not 0
+// times it.
 inline void add_pairs(const BackwardRun& run, const BackwardTile& tile, const BackwardBuffers& at) {
   const BackwardShape& shape = run.shape;
   std::memset(at.dq, 0, sizeof(float) * static_cast<size_t>(tile.num_rows * shape.d_pad));
@@ -241,8 +250,9 @@ inline RowPrefetch dq_rows(const BackwardRun& run, const BackwardTile& tile) {
   if (!run.problem->dq) return {};
   if (run.dq_sum == nullptr) return prefetch_rows(run, tile, Slot::kDq, run.args->dq, tile.first_query);
   const int64_t bytes = run.shape.d_pad * static_cast<int64_t>(sizeof(float));
-  return {reinterpret_cast<const char*>(run.dq_sum) + run.row_index(*tile.sequence, tile.head, tile.first_query) * bytes,
-          bytes, bytes, tile.num_rows};
+  return {
+      reinterpret_cast<const char*>(run.dq_sum) + run.row_index(*tile.sequence, tile.head, tile.first_query) * bytes,
+      bytes, bytes, tile.num_rows};
 }
 
 // This tile's dQ onto the sums, when the blocks of keys before this one have added theirs.
@@ -250,13 +260,15 @@ inline void add_to_queries(const BackwardRun& run, const BackwardTile& tile, int
                            const float* dq) {
   const AttentionProblem& p = *run.problem;
   const Sequence& sequence = *tile.sequence;
-  const int32_t mine = static_cast<int32_t>(key_block - run.keys_of_block(sequence, query_block).lo / run.shape.key_block);
+  const int32_t mine =
+      static_cast<int32_t>(key_block - run.keys_of_block(sequence, query_block).lo / run.shape.key_block);
   int32_t* turn = run.turns + run.turn_index(sequence, tile.head, query_block);
   await_turn(turn, mine);
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     const int64_t i = tile.first_query + r;
     if (run.dq_sum != nullptr) {
-      add_row(dq + r * run.shape.d_pad, run.shape.d_pad, run.dq_sum + run.row_index(sequence, tile.head, i) * run.shape.d_pad);
+      add_row(dq + r * run.shape.d_pad, run.shape.d_pad,
+              run.dq_sum + run.row_index(sequence, tile.head, i) * run.shape.d_pad);
     } else {
       add_row(dq + r * run.shape.d_pad, p.head_dim,
               static_cast<float*>(run.args->dq) + row_offset(p, Slot::kDq, sequence, tile.head, i));
@@ -273,7 +285,7 @@ inline void store_bias_row(const BackwardRun& run, const BackwardTile& tile, int
   store_row(ds, run.args->dbias, run.problem->bias_dtype, offset, tile.num_keys);
 }
 
-// ---- the tasks ----------------------------------------------------------------------------------------------------------------
+// ---- the tasks ------------------------------------------------------------------------------------------------------
 
 // delta = rowsum(dout * out) - dlse of a head's rows, and its sum into dsink: -sum_i exp(sink - lse_i) delta_i.
 inline void delta_rows(const BackwardRun& run, const Sequence& sequence, int64_t head) {
@@ -302,7 +314,8 @@ inline void delta_rows(const BackwardRun& run, const Sequence& sequence, int64_t
     if (p.dlse) delta -= static_cast<const float*>(run.args->dlse)[row_offset(p, Slot::kDlse, sequence, head, i)];
     run.delta[run.row_index(sequence, head, i)] = delta;
     if (p.dsinks && lse != -std::numeric_limits<float>::infinity())
-      dsink -= std::exp(static_cast<double>(run.args->sinks[head]) - static_cast<double>(lse)) * static_cast<double>(delta);
+      dsink -=
+          std::exp(static_cast<double>(run.args->sinks[head]) - static_cast<double>(lse)) * static_cast<double>(delta);
   }
   if (p.dsinks) run.dsinks[sequence.batch * p.nheads_q + head] = dsink;
 }
@@ -324,9 +337,16 @@ inline void add_tile(const BackwardRun& run, const TileOutputs& want, BackwardTi
   if (tile->exact) {
     add_pairs(run, *tile, at);
   } else {
-    if (want.dv) add_to_keys(*tile, at.s, shape.tile_stride, at.dout, shape.dv_pad, at.dv, {});
-    if (want.dk) add_to_keys(*tile, at.dp, shape.tile_stride, at.q, shape.d_pad, at.dk, dq_rows(run, *tile));
-    if (want.dq) sum_over_keys(*tile, at.dp, shape.tile_stride, at.k_rows, shape.d_pad, at.dq);
+    const int64_t next = tile->first_query + shape.query_block;
+    if (want.dv) {
+      add_to_keys(*tile, at.s, shape.tile_stride, at.dout, shape.dv_pad, at.dv,
+                  prefetch_rows(run, *tile, Slot::kDout, run.args->dout, next));
+    }
+    if (want.dk) {
+      add_to_keys(*tile, at.dp, shape.tile_stride, at.q, shape.d_pad, at.dk,
+                  prefetch_rows(run, *tile, Slot::kQ, run.args->q, next));
+    }
+    if (want.dq) sum_over_keys(*tile, at.dp, shape.tile_stride, at.k_rows, shape.d_pad, at.dq, dq_rows(run, *tile));
   }
   if (want.dq) add_to_queries(run, *tile, query_block, key_block, at.dq);
 }
@@ -358,7 +378,8 @@ inline void key_block(const BackwardRun& run, const KeyBlockTask& task, float* s
     }
     if (p.dalibi) {
       const int64_t group = sequence.batch * p.nheads_kv + task.kv_head;
-      if (tile.head == task.kv_head * p.gqa_ratio()) await_turn(run.head_turns + group, static_cast<int32_t>(task.block));
+      if (tile.head == task.kv_head * p.gqa_ratio())
+        await_turn(run.head_turns + group, static_cast<int32_t>(task.block));
       run.dalibi[sequence.batch * p.nheads_q + tile.head] +=
           static_cast<double>(hn::GetLane(hn::SumOfLanes(F32Tag(), sums.dalibi)));
     }
@@ -382,7 +403,7 @@ inline void narrow_dq(const BackwardRun& run, const Sequence& sequence, int64_t 
   }
 }
 
-// ---- dbias with broadcast dimensions --------------------------------------------------------------------------------------------
+// ---- dbias with broadcast dimensions --------------------------------------------------------------------------------
 
 // Where one row of dS goes in a part's sums: [row][key] in f32, or with the keys summed too, one double a row.
 inline void add_bias_row(const BackwardRun& run, const BackwardTile& tile, int32_t r, const float* ds, float* sums,
@@ -391,8 +412,7 @@ inline void add_bias_row(const BackwardRun& run, const BackwardTile& tile, int32
   const int32_t slot = (run.problem->bias_dims & kDimI) != 0 ? r : 0;
   if ((run.problem->bias_dims & kDimJ) != 0) return add_row(ds, tile.num_keys, sums + slot * run.shape.tile_stride);
   F32 sum = hn::Zero(f);
-  for (int32_t k = 0; k < tile.num_keys; k += kLanes)
-    sum = hn::Add(sum, hn::LoadU(f, ds + k));  // past num_keys: 0
+  for (int32_t k = 0; k < tile.num_keys; k += kLanes) sum = hn::Add(sum, hn::LoadU(f, ds + k));  // past num_keys: 0
   row_sums[slot] += static_cast<double>(hn::GetLane(hn::SumOfLanes(f, sum)));
 }
 

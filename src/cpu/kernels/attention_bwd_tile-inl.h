@@ -1,5 +1,5 @@
-// One tile of the backward pass: queries are rows, keys are lanes. From the products S = Q K^T and dP = dO V^T to P and dS.
-// Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
+// One tile of the backward pass: queries are rows, keys are lanes. From the products S = Q K^T and dP = dO V^T to P and
+// dS. Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
 #if defined(HEED_CPU_KERNELS_ATTENTION_BWD_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEED_CPU_KERNELS_ATTENTION_BWD_TILE_INL_H_
 #undef HEED_CPU_KERNELS_ATTENTION_BWD_TILE_INL_H_
@@ -26,11 +26,11 @@ struct BackwardTile {
   int64_t head = 0;
   int64_t first_query = 0, first_key = 0;
   int32_t num_rows = 0, num_keys = 0;
-  bool partial = false;               // some pair is hidden by causal, window or chunk
-  bool exact = false;                 // NaN or Inf in what was loaded: 0 times it must not reach what does not see it
-  int32_t lo[kMaxTileRows];           // lanes that a row sees: lo <= lane < hi; both never fall from row to row
+  bool partial = false;  // some pair is hidden by causal, window or chunk
+  bool exact = false;  // NaN or Inf in what was loaded: 0 times it must not reach what does not see it
+  int32_t lo[kMaxTileRows];  // lanes that a row sees: lo <= lane < hi; both never fall from row to row
   int32_t hi[kMaxTileRows];
-  float lse[kMaxTileRows];            // +inf for rows that see nothing, whose P is so 0
+  float lse[kMaxTileRows];  // +inf for rows that see nothing, whose P is so 0
   float delta[kMaxTileRows];
 };
 
@@ -62,13 +62,12 @@ struct RowPrefetch {
 
 // C[row][key] = sum_d A[row][d] * lanes[d][key], only where some row of six sees some key of a vector.
 inline void multiply_visible(const BackwardTile& tile, int64_t num_d, const float* a, int64_t a_stride,
-                             const float* panels, float* c, int64_t c_stride, RowPrefetch prefetch) {
+                             const float* panels, float* c, int64_t c_stride) {
   const int32_t num_vectors = vectors_for(tile.num_keys);
   for (int32_t first = 0; first < num_vectors; first += kTileVectors, panels += num_d * kPanelKeys) {
     const int32_t end = HWY_MIN(first + kTileVectors, num_vectors);
     for (int32_t r = 0; r < tile.num_rows; r += kTileRows) {
       const int32_t rows = HWY_MIN(kTileRows, tile.num_rows - r);
-      prefetch.take(kTileRows);
       const int32_t from = HWY_MAX(first, tile.lo[r] / kLanes), to = HWY_MIN(end, vectors_for(tile.hi[r + rows - 1]));
       if (from >= to) continue;
       multiply<AOrder::kRows>(rows, to - from, num_d, a + r * a_stride, a_stride, panels + (from - first) * kLanes,
@@ -123,18 +122,18 @@ inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, 
   }
 }
 
-// ---- every term of the score ------------------------------------------------------------------------------------------
+// ---- every term of the score ----------------------------------------------------------------------------------------
 
 // Rows of keys, filled for one query at a time.
 struct KeyRowBuffers {
   float* bias = nullptr;
   float* may_see = nullptr;  // 1 or 0
-  float* keep = nullptr;     // the dropout's factor: 1/(1-p) or 0
-  float* ds = nullptr;       // at the additive bias
+  float* keep = nullptr;  // the dropout's factor: 1/(1-p) or 0
+  float* ds = nullptr;  // at the additive bias
 };
 
-// Which keys of lanes [0, num_keys) the dropout keeps for one query: lanes are keys, so a Philox counter serves four of them.
-// Writes kKeepBefore floats at most before keep, and kKeepAfter past the last key.
+// Which keys of lanes [0, num_keys) the dropout keeps for one query: lanes are keys, so a Philox counter serves four of
+// them. Writes kKeepBefore floats at most before keep, and kKeepAfter past the last key.
 inline void fill_keep(const ScoreTerms& terms, const BackwardTile& tile, int64_t query, float* keep) {
   const F32Tag f;
   const U32Tag u;
@@ -170,7 +169,8 @@ inline void fill_row_buffers(const ScoreTerms& terms, const BackwardTile& tile, 
   }
   if (terms.mask != nullptr) {
     const auto* stride = terms.mask_stride;
-    const uint8_t* may = terms.mask + b * stride[0] + tile.head * stride[1] + i * stride[2] + tile.first_key * stride[3];
+    const uint8_t* may =
+        terms.mask + b * stride[0] + tile.head * stride[1] + i * stride[2] + tile.first_key * stride[3];
     if (stride[3] == 1) {
       for (int32_t k = lo; k < tile.hi[r]; ++k) rows.may_see[k] = may[k] != 0 ? 1.0f : 0.0f;
     } else {
@@ -185,8 +185,9 @@ struct RowSums {
   F32 dalibi;  // sum of -|p - j| dS so far, lane by lane
 };
 
-// One row with every term of the score. Writes P (dropped keys 0, the others scaled) over s, dS times scale and the softcap's
-// slope over dp, dS before both into rows.ds; shown (may be null): per key 1 if it counts, 3 if dropout keeps it too.
+// One row with every term of the score. Writes P (dropped keys 0, the others scaled) over s, dS times scale and the
+// softcap's slope over dp, dS before both into rows.ds; shown (may be null): per key 1 if it counts, 3 if dropout keeps
+// it too.
 inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t r, const KeyRowBuffers& rows, float* s,
                        float* dp, uint8_t* shown, RowSums* sums) {
   const F32Tag f;
@@ -198,8 +199,8 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
   const F32 lse = hn::Set(f, tile.lse[r]), delta = hn::Set(f, tile.delta[r]);
   const bool row_counts = tile.lse[r] != std::numeric_limits<float>::infinity();
   const int64_t b = tile.sequence->batch;
-  const float slope = terms.slopes == nullptr ? 0.0f
-      : terms.slopes[b * terms.slope_stride[0] + tile.head * terms.slope_stride[1]];
+  const float slope =
+      terms.slopes == nullptr ? 0.0f : terms.slopes[b * terms.slope_stride[0] + tile.head * terms.slope_stride[1]];
   const bool has_bias = terms.bias != nullptr, has_slope = terms.slopes != nullptr, has_mask = terms.mask != nullptr;
   const bool has_dropout = terms.dropout;
   const int32_t lo = tile.lo[r], hi = row_counts ? tile.hi[r] : 0, num_vectors = vectors_for(tile.num_keys);
