@@ -73,6 +73,12 @@ HWY_INLINE void add_row(const float* HWY_RESTRICT src, int64_t width, float* HWY
   for (; k < width; ++k) dst[k] += src[k];
 }
 
+HWY_INLINE void scale_rows(float scale, int64_t floats, float* rows) {
+  const F32Tag f;
+  for (int64_t k = 0; k < floats; k += kLanes)
+    hn::StoreU(hn::Mul(hn::LoadU(f, rows + k), hn::Set(f, scale)), f, rows + k);
+}
+
 // Rows [key][pad] to panels [panel][d][kPanelKeys]; lanes past num_keys are 0.
 inline void fill_panels(const float* rows, int64_t num_keys, int64_t width, int64_t pad, float* panels) {
   for (int64_t first = 0; first < num_keys; first += kPanelKeys, panels += width * kPanelKeys) {
@@ -220,11 +226,14 @@ inline void sum_over_keys(const BackwardTile& tile, const float* ds, int64_t str
   }
 }
 
-HWY_INLINE void add_scaled_row(float weight, const float* HWY_RESTRICT src, int64_t floats, float* HWY_RESTRICT dst) {
+// dst += weight * src.
+HWY_INLINE void add_scaled_row(float weight, const float* HWY_RESTRICT src, int64_t width, float* HWY_RESTRICT dst) {
   const F32Tag f;
   const F32 w = hn::Set(f, weight);
-  for (int64_t k = 0; k < floats; k += kLanes)
+  int64_t k = 0;
+  for (; k + kLanes <= width; k += kLanes)
     hn::StoreU(hn::MulAdd(w, hn::LoadU(f, src + k), hn::LoadU(f, dst + k)), f, dst + k);
+  for (; k < width; ++k) dst[k] = std::fma(weight, src[k], dst[k]);
 }
 
 // The three sums pair by pair, for tiles that hold NaN or Inf: a pair that is hidden or dropped adds nothing, not 0
@@ -263,15 +272,16 @@ inline void add_to_queries(const BackwardRun& run, const BackwardTile& tile, int
   const int32_t mine =
       static_cast<int32_t>(key_block - run.keys_of_block(sequence, query_block).lo / run.shape.key_block);
   int32_t* turn = run.turns + run.turn_index(sequence, tile.head, query_block);
+  const float scale = run.args->softmax_scale;
   await_turn(turn, mine);
   for (int32_t r = 0; r < tile.num_rows; ++r) {
     const int64_t i = tile.first_query + r;
     if (run.dq_sum != nullptr) {
-      add_row(dq + r * run.shape.d_pad, run.shape.d_pad,
-              run.dq_sum + run.row_index(sequence, tile.head, i) * run.shape.d_pad);
+      float* sum = run.dq_sum + run.row_index(sequence, tile.head, i) * run.shape.d_pad;
+      add_scaled_row(scale, dq + r * run.shape.d_pad, run.shape.d_pad, sum);
     } else {
-      add_row(dq + r * run.shape.d_pad, p.head_dim,
-              static_cast<float*>(run.args->dq) + row_offset(p, Slot::kDq, sequence, tile.head, i));
+      float* sum = static_cast<float*>(run.args->dq) + row_offset(p, Slot::kDq, sequence, tile.head, i);
+      add_scaled_row(scale, dq + r * run.shape.d_pad, p.head_dim, sum);
     }
   }
   pass_turn(turn, mine + 1);
@@ -290,27 +300,25 @@ inline void store_bias_row(const BackwardRun& run, const BackwardTile& tile, int
 // delta = rowsum(dout * out) - dlse of a head's rows, and its sum into dsink: -sum_i exp(sink - lse_i) delta_i.
 inline void delta_rows(const BackwardRun& run, const Sequence& sequence, int64_t head) {
   const AttentionProblem& p = *run.problem;
-  const F32Tag f;
-  constexpr int64_t kPiece = 512;
-  HWY_ALIGN float out[kPiece + kVectorPad], dout[kPiece + kVectorPad];
-  const int64_t width = p.head_dim_v, pad = run.shape.dv_pad;
-  std::memset(out, 0, sizeof(out));
-  std::memset(dout, 0, sizeof(dout));
+  const hn::CappedTag<float, 1> one_lane;
+  constexpr int64_t kWidest = 512;
+  HWY_ALIGN float out[kWidest], dout[kWidest];
+  const int64_t width = p.head_dim_v;
   double dsink = 0.0;
   for (int64_t i = 0; i < sequence.q_len; ++i) {
     widen_strided(run.args->out, p.out_dtype, row_offset(p, Slot::kOut, sequence, head, i), 1, width, out);
     widen_strided(run.args->dout, p.out_dtype, row_offset(p, Slot::kDout, sequence, head, i), 1, width, dout);
-    F32 sum = hn::Zero(f);
+    // One chain over d, as dP is: where every v_j is the same, dP - delta is then 0 as it should be.
+    float sum = 0.0f;
     bool all_zero = true;
-    for (int64_t k = 0; k < pad; k += kLanes) {
-      const F32 o = hn::LoadU(f, out + k);
-      all_zero &= hn::AllTrue(f, hn::Eq(o, hn::Zero(f)));
-      sum = hn::MulAdd(o, hn::LoadU(f, dout + k), sum);
+    for (int64_t k = 0; k < width; ++k) {
+      sum = hn::GetLane(hn::MulAdd(hn::Set(one_lane, dout[k]), hn::Set(one_lane, out[k]), hn::Set(one_lane, sum)));
+      all_zero &= out[k] == 0.0f;
     }
     const float lse = static_cast<const float*>(run.args->lse)[row_offset(p, Slot::kLse, sequence, head, i)];
     // A row whose sink is all it has: dout meets nothing there, not even where it is NaN.
     const bool only_sink = p.sinks && all_zero && lse == run.args->sinks[head];
-    float delta = only_sink ? 0.0f : hn::GetLane(hn::SumOfLanes(f, sum));
+    float delta = only_sink ? 0.0f : sum;
     if (p.dlse) delta -= static_cast<const float*>(run.args->dlse)[row_offset(p, Slot::kDlse, sequence, head, i)];
     run.delta[run.row_index(sequence, head, i)] = delta;
     if (p.dsinks && lse != -std::numeric_limits<float>::infinity())
@@ -391,6 +399,7 @@ inline void key_block(const BackwardRun& run, const KeyBlockTask& task, float* s
     const KeyRows to = locate_keys(p, *run.args, sequence, slot, task.kv_head);
     for (int64_t j = 0; j < num_keys; ++j) store_row(rows + j * pad, data, p.dtype, to.offset(first_key + j), width);
   };
+  if (p.dk) scale_rows(run.args->softmax_scale, num_keys * shape.d_pad, at.dk);
   if (p.dk) store(Slot::kDk, run.args->dk, at.dk, p.head_dim, shape.d_pad);
   if (p.dv) store(Slot::kDv, run.args->dv, at.dv, p.head_dim_v, shape.dv_pad);
 }

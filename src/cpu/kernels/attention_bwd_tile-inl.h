@@ -91,12 +91,12 @@ inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, 
   const int64_t stride = run.shape.tile_stride;
   const int32_t num_vectors = vectors_for(tile.num_keys);
   for (int32_t r = 0; r < tile.num_rows; ++r, s += stride, dp += stride) {
-    const F32 lse = hn::Set(f, tile.lse[r]), delta = hn::Mul(hn::Set(f, tile.delta[r]), scale);
+    const F32 lse = hn::Set(f, tile.lse[r]), delta = hn::Set(f, tile.delta[r]);
     const int32_t lo = tile.lo[r], hi = tile.hi[r];
     const auto vector = [&](int32_t v, auto whole) HWY_ATTR {
       // The difference first, in one rounding: where P counts it is small, and log2(e) adds no error to speak of.
       F32 p = exp2_score(hn::Mul(hn::MulSub(hn::LoadU(f, s + v * kLanes), scale, lse), log2e));
-      F32 ds = hn::Mul(p, hn::MulSub(hn::LoadU(f, dp + v * kLanes), scale, delta));
+      F32 ds = hn::Mul(p, hn::Sub(hn::LoadU(f, dp + v * kLanes), delta));
       if constexpr (!decltype(whole)::value) {
         const auto seen = lanes_in(iota, v * kLanes, lo, hi);
         p = hn::IfThenElseZero(seen, p);
@@ -185,16 +185,15 @@ struct RowSums {
   F32 dalibi;  // sum of -|p - j| dS so far, lane by lane
 };
 
-// One row with every term of the score. Writes P (dropped keys 0, the others scaled) over s, dS times scale and the
-// softcap's slope over dp, dS before both into rows.ds; shown (may be null): per key 1 if it counts, 3 if dropout keeps
-// it too.
+// One row with every term of the score. Writes P (dropped keys 0, the others scaled) over s, dS times the softcap's
+// slope over dp, dS before it into rows.ds; shown (may be null): per key 1 if it counts, 3 if dropout keeps it too.
 inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t r, const KeyRowBuffers& rows, float* s,
                        float* dp, uint8_t* shown, RowSums* sums) {
   const F32Tag f;
   const ScoreTerms& terms = run.terms;
   const F32 zero = hn::Zero(f), one = hn::Set(f, 1.0f), hidden = hn::Set(f, -std::numeric_limits<float>::infinity());
   const float softcap = run.args->softcap;
-  const F32 scale = hn::Set(f, run.args->softmax_scale), cap = hn::Set(f, softcap), log2e = hn::Set(f, kLog2e);
+  const F32 cap = hn::Set(f, softcap), log2e = hn::Set(f, kLog2e);
   const F32 factor = hn::Set(f, softcap > 0.0f ? run.args->softmax_scale / softcap : run.args->softmax_scale);
   const F32 lse = hn::Set(f, tile.lse[r]), delta = hn::Set(f, tile.delta[r]);
   const bool row_counts = tile.lse[r] != std::numeric_limits<float>::infinity();
@@ -210,11 +209,11 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
   const float to_first = static_cast<float>(tile.first_key - (tile.first_query + r + tile.sequence->offset));
   for (int32_t v = 0; v < num_vectors; ++v) {
     const int32_t k = v * kLanes;
-    F32 x = hn::Mul(hn::LoadU(f, s + k), factor), cap_slope = scale;
+    F32 x = hn::Mul(hn::LoadU(f, s + k), factor), cap_slope = one;
     if (softcap > 0.0f) {
       const F32 t = tanh_score(x);
       x = hn::Mul(cap, t);
-      cap_slope = hn::Mul(scale, hn::NegMulAdd(t, t, one));
+      cap_slope = hn::NegMulAdd(t, t, one);
     }
     if (has_bias) x = hn::Add(x, hn::LoadU(f, rows.bias + k));
     const F32 distance = hn::Abs(hn::Add(iota_f, hn::Set(f, to_first + static_cast<float>(k))));
