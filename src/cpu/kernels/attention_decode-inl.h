@@ -66,8 +66,13 @@ struct StepRows {
 
  private:
   static void fill_half(const T** to, const T* tensor, const KeyRows& rows, int64_t first_key, int64_t key_end) {
-    const T* row = tensor + rows.offset(HWY_MIN(first_key, key_end - 1));
-    int64_t run = HWY_MIN(rows.run(HWY_MIN(first_key, key_end - 1)), key_end - first_key);
+    const int64_t first = HWY_MIN(first_key, key_end - 1);
+    const T* row = tensor + rows.offset(first);
+    int64_t run = HWY_MIN(rows.run(first), key_end - first_key);
+    if (run >= kDecodeBlock) {
+      for (int64_t t = 0; t < kDecodeBlock; ++t) to[t] = row + t * rows.row_stride;
+      return;
+    }
     for (int64_t t = 0; t < kDecodeBlock; ++t) {
       to[t] = row;
       if (--run > 0) {
@@ -85,21 +90,23 @@ template <class T>
 struct HeadRows {
   const T* const* at;
   ptrdiff_t offset;
-  const T* ahead[kDecodeBlock];
+  const T* const* ahead;
+  const T* ahead_rows[kDecodeBlock];
 
   // Head `head` of the unit. Prefetched are the next step's rows in the order of memory, key by key with all heads of a key
   // in turn, which is what page tables, row buffers and the hardware's own prefetching like; each head takes its share.
   HeadRows(const StepRows<T>& rows, int64_t head, int64_t num_heads, int64_t head_stride)
-      : at(rows.at), offset(head * head_stride) {
-    int64_t key = kDecodeBlock + head * kDecodeBlock / num_heads, piece = head * kDecodeBlock % num_heads;
-    for (int64_t t = 0; t < kDecodeBlock; ++t) {
-      ahead[t] = rows.at[key] + piece * head_stride;
-      if (++piece == num_heads) {
-        piece = 0;
-        ++key;
-      }
+      : at(rows.at), offset(head * head_stride), ahead(rows.at + kDecodeBlock) {
+    if (num_heads == 1) return;
+    ahead = ahead_rows;
+    int64_t piece = head * kDecodeBlock % num_heads;
+    const T* const* key = rows.at + kDecodeBlock + head * kDecodeBlock / num_heads;
+    for (int64_t t = 0; t < kDecodeBlock; ++key, piece = 0) {
+      const int64_t end = HWY_MIN(t + num_heads - piece, kDecodeBlock);
+      for (const T* row = *key + piece * head_stride; t < end; ++t, row += head_stride) ahead_rows[t] = row;
     }
   }
+  HeadRows(const HeadRows&) = delete;
 };
 
 // Asks for the cache line that begins with element c of a row, where one does (rows may lie across lines: good enough).
