@@ -18,7 +18,8 @@ namespace {
 constexpr int64_t kMaxChunks = 32;
 constexpr int64_t kLineFloats = 16;  // 64 bytes
 
-// ---- blocking -----------------------------------------------------------------------------------------------------------
+// ---- blocking
+// -----------------------------------------------------------------------------------------------------------
 
 int64_t decode_rows_limit(const AttentionProblem&) { return kDecodeRows; }
 
@@ -64,7 +65,8 @@ int64_t max_chunks(const AttentionProblem& problem) {
   return std::clamp<int64_t>((keys + 127) / 128, 1, bound);
 }
 
-// ---- what a plan carries --------------------------------------------------------------------------------------------------
+// ---- what a plan carries
+// --------------------------------------------------------------------------------------------------
 
 struct ForwardParams {
   const ForwardKernels* kernels = nullptr;
@@ -98,7 +100,8 @@ void lay_out_workspace(const AttentionProblem& problem, ForwardParams* params, s
   *bytes = at;
 }
 
-// ---- the run ----------------------------------------------------------------------------------------------------------------
+// ---- the run
+// ----------------------------------------------------------------------------------------------------------------
 
 int64_t num_head_groups(const ForwardRun& run, const SequenceWork& work) {
   return (run.problem->nheads_kv + work.unit_heads - 1) / work.unit_heads;
@@ -106,7 +109,8 @@ int64_t num_head_groups(const ForwardRun& run, const SequenceWork& work) {
 
 int64_t count_units(const ForwardRun& run) {
   int64_t units = 0;
-  for (int64_t b = 0; b < run.num_sequences; ++b) units += run.sequences[b].row_blocks * num_head_groups(run, run.sequences[b]);
+  for (int64_t b = 0; b < run.num_sequences; ++b)
+    units += run.sequences[b].row_blocks * num_head_groups(run, run.sequences[b]);
   return units;
 }
 
@@ -121,8 +125,8 @@ void set_units(ForwardRun* run) {
 
 bool has_padding(const Sequence& s) { return s.q_gap > 0 || s.q_rows > s.q_len; }
 
-// Geometry of every sequence, then the list of tasks: per kv head all units of a sequence, heaviest first, and one task for
-// its padding.
+// Geometry of every sequence, then the list of tasks: per kv head all units of a sequence, heaviest first, and one task
+// for its padding.
 void divide_work(ForwardRun* run, int32_t threads) {
   const AttentionProblem& problem = *run->problem;
   int64_t packed_end = 0, longest = 0;  // chunks of the longest sequence
@@ -163,7 +167,8 @@ void divide_work(ForwardRun* run, int32_t threads) {
     work.first_unit = unit;
     const int64_t units = work.row_blocks * num_head_groups(*run, work);
     if (run->split)
-      for (int64_t u = 0; u < units; ++u) new (run->pending + unit + u) std::atomic<int32_t>(static_cast<int32_t>(work.num_chunks));
+      for (int64_t u = 0; u < units; ++u)
+        new (run->pending + unit + u) std::atomic<int32_t>(static_cast<int32_t>(work.num_chunks));
     unit += units;
     task += units * (run->split ? work.num_chunks : 1) + (has_padding(work.where) ? 1 : 0);
   }
@@ -172,7 +177,8 @@ void divide_work(ForwardRun* run, int32_t threads) {
 
 void run_one_task(const ForwardRun& run, int64_t index, float* scratch) {
   const SequenceWork* work = std::upper_bound(run.sequences, run.sequences + run.num_sequences, index,
-                                              [](int64_t i, const SequenceWork& w) { return i < w.first_task; }) - 1;
+                                              [](int64_t i, const SequenceWork& w) { return i < w.first_task; }) -
+                             1;
   const int64_t chunks = run.split ? work->num_chunks : 1, per_head = work->row_blocks * chunks;
   const int64_t in_sequence = index - work->first_task;
   if (in_sequence >= per_head * num_head_groups(run, *work)) {
@@ -185,7 +191,8 @@ void run_one_task(const ForwardRun& run, int64_t index, float* scratch) {
   const int64_t group = in_sequence / per_head;
   task.kv_head = group * work->unit_heads;
   task.num_heads = std::min(work->unit_heads, run.problem->nheads_kv - task.kv_head);
-  const int64_t in_head = in_sequence % per_head, block = work->row_blocks - 1 - in_head / chunks;  // late rows see most keys
+  const int64_t in_head = in_sequence % per_head,
+                block = work->row_blocks - 1 - in_head / chunks;  // late rows see most keys
   task.first_row = block * run.unit_rows;
   task.num_rows = std::min(run.unit_rows, work->where.q_len * run.problem->gqa_ratio() - task.first_row);
   if (run.split) {
@@ -208,7 +215,8 @@ Status run_forward(const Plan<AttentionProblem>& plan, const Step<AttentionProbl
   run.shape = params.shape;
   run.layout = params.layout;
   run.terms = make_score_terms(plan.problem, args);
-  // Q carries the scale, unless that could push it out of f32's range or into denormals; bf16 products are scaled after.
+  // Q carries the scale, unless that could push it out of f32's range or into denormals; bf16 products are scaled
+  // after.
   const float scale = std::fabs(run.terms.factor);
   run.scale = run.terms.factor;
   if (scale == 0.0f || (scale > 0x1p-40f && scale < 0x1p40f)) {
@@ -224,27 +232,30 @@ Status run_forward(const Plan<AttentionProblem>& plan, const Step<AttentionProbl
   divide_work(&run, params.threads);
   std::atomic<int64_t> next{0};
   float* scratch = reinterpret_cast<float*>(workspace + params.scratch_at);
-  run_tasks(*args.executor, static_cast<int32_t>(std::min<int64_t>(params.threads, run.num_tasks)), [&](int32_t worker) {
-    for (;;) {
-      const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
-      if (task >= run.num_tasks) return;
-      run_one_task(run, task, scratch + worker * params.layout.floats);
-    }
-  });
+  run_tasks(*args.executor, static_cast<int32_t>(std::min<int64_t>(params.threads, run.num_tasks)),
+            [&](int32_t worker) {
+              for (;;) {
+                const int64_t task = next.fetch_add(1, std::memory_order_relaxed);
+                if (task >= run.num_tasks) return;
+                run_one_task(run, task, scratch + worker * params.layout.floats);
+              }
+            });
   return {};
 }
 
-// ---- the rows ---------------------------------------------------------------------------------------------------------------
+// ---- the rows
+// ---------------------------------------------------------------------------------------------------------------
 
 struct RowFacts {
-  const char* label;        // "avx512"
+  const char* label;  // "avx512"
   const ForwardKernels* (*kernels)();
-  double lanes;             // multiply-adds of f32 a cycle, for the estimate
+  double lanes;  // multiply-adds of f32 a cycle, for the estimate
   bool bf16_dot;
 };
 
 Verdict check_problem(const AttentionProblem& problem, const RowFacts& facts) {
-  if (problem.pass != Pass::kForward) return decline("does the forward pass only; cpu/attention_bwd does the backward pass");
+  if (problem.pass != Pass::kForward)
+    return decline("does the forward pass only; cpu/attention_bwd does the backward pass");
   if (problem.device != Device::kCpu) return decline("runs on the CPU only");
   if (problem.dtype != Dtype::kF32 && problem.dtype != Dtype::kF16 && problem.dtype != Dtype::kBf16)
     return decline(format("takes f32, f16 and bf16, not {}; ref/attention takes f64", dtype_name(problem.dtype)));
@@ -254,8 +265,8 @@ Verdict check_problem(const AttentionProblem& problem, const RowFacts& facts) {
     return decline(format("takes head_dim and head_dim_v from 1 to 512, not {} and {}; ref/attention takes any",
                           problem.head_dim, problem.head_dim_v));
   const ForwardShape shape = shape_of(problem, facts.bf16_dot);
-  return accept(format("rows: lanes are query rows, {} x {} keys a step; up to {} rows: lanes are head_dim", shape.unit_rows,
-                       shape.key_block, decode_rows_limit(problem)));
+  return accept(format("rows: lanes are query rows, {} x {} keys a step; up to {} rows: lanes are head_dim",
+                       shape.unit_rows, shape.key_block, decode_rows_limit(problem)));
 }
 
 // Multiply-adds at the rate of the instruction set, or memory where that is slower: enough to order rows.
@@ -278,7 +289,8 @@ Status prepare_forward(const Problem& problem, Plan<Problem>& plan, const RowFac
   step.kernel = format("attention_fwd {} q{} k{}", facts.label, params->shape.unit_rows, params->shape.key_block);
   step.run = run_forward;
   const int64_t queries = problem.packed_q() ? problem.total_q : problem.seqlen_q * problem.batch;
-  step.grid = (queries * problem.gqa_ratio() + params->shape.unit_rows - 1) / params->shape.unit_rows * problem.nheads_kv;
+  step.grid =
+      (queries * problem.gqa_ratio() + params->shape.unit_rows - 1) / params->shape.unit_rows * problem.nheads_kv;
   step.scratch_bytes = static_cast<size_t>(params->layout.floats) * 4;
   plan.workspace_bytes = step.workspace_bytes;
   step.params = std::move(params);
@@ -349,7 +361,8 @@ Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionPr
 
 }  // namespace
 
-// ---- scratch ------------------------------------------------------------------------------------------------------------------
+// ---- scratch
+// ------------------------------------------------------------------------------------------------------------------
 
 int64_t partial_floats(const ForwardShape& shape, int64_t rows) {
   return rows * (round_up(shape.head_dim_v, kRowPad) + 2);
@@ -406,18 +419,22 @@ void clear_query_rows(const ForwardRun& run, const Sequence& sequence, int64_t f
 namespace heed {
 
 extern const Impl<AttentionProblem> kCpuAttentionFwdAvx512Bf16 = {
-    "cpu/attention_fwd_avx512_bf16", "forward, bf16 products on the AVX-512 BF16 dot product", false,
-    cpu::check_avx512_bf16, cpu::cost_avx512_bf16, cpu::prepare<cpu::kAvx512Bf16>};
+    "cpu/attention_fwd_avx512_bf16",
+    "forward, bf16 products on the AVX-512 BF16 dot product",
+    false,
+    cpu::check_avx512_bf16,
+    cpu::cost_avx512_bf16,
+    cpu::prepare<cpu::kAvx512Bf16>};
 extern const Impl<AttentionProblem> kCpuAttentionFwdAvx512 = {
-    "cpu/attention_fwd_avx512", "forward, AVX-512", false, cpu::check_avx512, cpu::cost<cpu::kAvx512>,
-    cpu::prepare<cpu::kAvx512>};
+    "cpu/attention_fwd_avx512", "forward, AVX-512",      false,
+    cpu::check_avx512,          cpu::cost<cpu::kAvx512>, cpu::prepare<cpu::kAvx512>};
 extern const Impl<AttentionProblem> kCpuAttentionFwdAvx2 = {
-    "cpu/attention_fwd_avx2", "forward, AVX2 and FMA", false, cpu::check_avx2, cpu::cost<cpu::kAvx2>,
-    cpu::prepare<cpu::kAvx2>};
+    "cpu/attention_fwd_avx2", "forward, AVX2 and FMA", false,
+    cpu::check_avx2,          cpu::cost<cpu::kAvx2>,   cpu::prepare<cpu::kAvx2>};
 extern const Impl<AttentionProblem> kCpuAttentionFwdNeon = {
     "cpu/attention_fwd_neon", "forward, NEON", false, cpu::check_neon, cpu::cost<cpu::kNeon>, cpu::prepare<cpu::kNeon>};
 extern const Impl<AttentionProblem> kCpuAttentionFwdGeneric = {
-    "cpu/attention_fwd_generic", "forward, plain C++", false, cpu::check_generic, cpu::cost<cpu::kGeneric>,
-    cpu::prepare<cpu::kGeneric>};
+    "cpu/attention_fwd_generic", "forward, plain C++",     false,
+    cpu::check_generic,          cpu::cost<cpu::kGeneric>, cpu::prepare<cpu::kGeneric>};
 
 }  // namespace heed

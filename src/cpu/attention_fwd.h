@@ -1,9 +1,9 @@
 // The forward pass on the CPU, between the file that divides the work (attention_fwd.cpp) and the kernels that do it.
 //
-// A unit is one (sequence, kv head) and up to `unit_rows` packed query rows r = i * gqa_ratio + g: K and V stream once for
-// the whole group of query heads. Keys are taken in chunks whose size depends on the sequence's own lengths alone; each
-// chunk gives a partial (m, l, O), and partials are merged in chunk order. So it makes no difference to the bits whether one
-// thread walks all chunks or each is a task of its own.
+// A unit is one (sequence, kv head) and up to `unit_rows` packed query rows r = i * gqa_ratio + g: K and V stream once
+// for the whole group of query heads. Keys are taken in chunks whose size depends on the sequence's own lengths alone;
+// each chunk gives a partial (m, l, O), and partials are merged in chunk order. So it makes no difference to the bits
+// whether one thread walks all chunks or each is a task of its own.
 #pragma once
 
 #include <atomic>
@@ -37,7 +37,8 @@ struct ForwardShape {
 
 // Offsets in floats into one worker's scratch.
 struct ScratchLayout {
-  int64_t lanes = 0, q = 0, o = 0, m = 0, l = 0, sum_o = 0, sum_m = 0, sum_l = 0, s = 0, tile = 0, row = 0, k = 0, v = 0;
+  int64_t lanes = 0, q = 0, o = 0, m = 0, l = 0, sum_o = 0, sum_m = 0, sum_l = 0, s = 0, tile = 0, row = 0, k = 0,
+          v = 0;
   int64_t q_pairs = 0, k_rows16 = 0, v_pairs = 0, p_pairs = 0;  // bf16 dot product
   int64_t floats = 0;
 };
@@ -99,8 +100,9 @@ const ForwardKernels* forward_kernels_avx2();
 const ForwardKernels* forward_kernels_neon();
 const ForwardKernels* forward_kernels_generic();
 
-// One output row by the formula, key by key, with hidden and dropped V rows left unread: for rows whose ordinary result is
-// NaN although their row sum is not, where 0 * NaN or 0 * Inf of a hidden row may be the cause. out: head_dim_v floats.
+// One output row by the formula, key by key, with hidden and dropped V rows left unread: for rows whose ordinary result
+// is NaN although their row sum is not, where 0 * NaN or 0 * Inf of a hidden row may be the cause. out: head_dim_v
+// floats.
 void attend_row_exactly(const ForwardRun& run, const Sequence& sequence, int64_t kv_head, int64_t row, float* out);
 
 // Writes out = 0 and lse = -inf for rows [first_row, first_row + num_rows) of the sequence, every head.

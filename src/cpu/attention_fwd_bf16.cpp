@@ -18,7 +18,8 @@ namespace {
 constexpr int kLaneWords = 64;  // words between rows of Q^T and P^T pairs, floats between rows of S^T and O^T
 constexpr int kTileRows = 6;
 
-// The two instructions of AVX512_BF16 themselves: clang 16 crashes on their intrinsics in a function with a target of its own.
+// The two instructions of AVX512_BF16 themselves: clang 16 crashes on their intrinsics in a function with a target of
+// its own.
 HEED_BF16_TARGET inline __m512 dot(__m512 sum, __m512i a, __m512i b) {
   asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
   return sum;
@@ -42,8 +43,8 @@ HEED_BF16_TARGET inline __mmask32 smaller_than(__m512i x, uint16_t bound) {
   return _mm512_cmplt_epu16_mask(_mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)),
                                  _mm512_set1_epi16(static_cast<int16_t>(bound - 1)));  // 0 wraps round to the largest
 }
-constexpr uint16_t kSmallestNormal = 1 << 7;             // 2^-126
-constexpr uint16_t kSmallestValue = (127 - 80) << 7;     // 2^-80
+constexpr uint16_t kSmallestNormal = 1 << 7;  // 2^-126
+constexpr uint16_t kSmallestValue = (127 - 80) << 7;  // 2^-80
 
 HEED_BF16_TARGET bool copy_keys(const uint16_t* src, int64_t count, uint16_t* dst) {
   __mmask32 small = 0;
@@ -100,8 +101,8 @@ HEED_BF16_TARGET bool pack_values(const uint16_t* row0, const uint16_t* row1, in
 }
 
 HEED_BF16_TARGET void pack_probabilities(const float* p, int32_t begin, int32_t end, int32_t vector, uint32_t* dst) {
-  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5,
-                                              20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
   p += vector * 16;
   dst += vector * 16;
   for (int32_t key = begin & ~1; key < end; key += 2) {

@@ -1,4 +1,5 @@
-// The forward kernels, compiled once per instruction set, and the loop over a unit's chunks that both inner loops share.
+// The forward kernels, compiled once per instruction set, and the loop over a unit's chunks that both inner loops
+// share.
 #include "cpu/kernels/targets.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -18,14 +19,17 @@ struct UnitKeys {
   int64_t lo = 0, hi = 0;
 };
 
-// Runs a task of a unit. Unit gives attend(origin, lo, hi, partial), merge(partial, sum), finish(sum) and partial_at(floats).
+// Runs a task of a unit. Unit gives attend(origin, lo, hi, partial), merge(partial, sum), finish(sum) and
+// partial_at(floats).
 template <class Unit>
 void run_chunks(const UnitTask& task, Unit& unit, const UnitKeys& keys, float* sum_floats, float* part_floats,
                 int64_t partial_stride) {
   const int64_t size = task.work->chunk_keys;
-  const int64_t first = keys.lo < keys.hi ? keys.lo / size : 0, end = keys.lo < keys.hi ? (keys.hi + size - 1) / size : 0;
+  const int64_t first = keys.lo < keys.hi ? keys.lo / size : 0,
+                end = keys.lo < keys.hi ? (keys.hi + size - 1) / size : 0;
   const auto attend = [&](int64_t chunk, float* to) {
-    unit.attend(chunk * size, HWY_MAX(keys.lo, chunk * size), HWY_MIN(keys.hi, chunk * size + size), unit.partial_at(to));
+    unit.attend(chunk * size, HWY_MAX(keys.lo, chunk * size), HWY_MIN(keys.hi, chunk * size + size),
+                unit.partial_at(to));
   };
   float* sum = sum_floats;
   if (task.chunk < 0) {
@@ -49,7 +53,9 @@ struct RowsLoop : RowUnit {
     const int64_t rows = num_blocks * kBlockLanes;
     return {floats, floats + rows * head_dim_v(), floats + rows * (head_dim_v() + 1)};
   }
-  void attend(int64_t origin, int64_t lo, int64_t hi, const RowPartial& to) { attend_rows_chunk(*this, origin, lo, hi, to); }
+  void attend(int64_t origin, int64_t lo, int64_t hi, const RowPartial& to) {
+    attend_rows_chunk(*this, origin, lo, hi, to);
+  }
   void merge(const RowPartial& part, const RowPartial& sum) { merge_rows(*this, part, sum); }
   void finish(const RowPartial& sum) { finish_rows(*this, sum); }
 };
@@ -57,9 +63,20 @@ struct RowsLoop : RowUnit {
 void attend_rows(const ForwardRun& run, const UnitTask& task, float* scratch) {
   const ScratchLayout& at = run.layout;
   const Sequence& sequence = task.work->where;
-  RowsLoop unit{{run, sequence, task.kv_head, (task.num_rows + kBlockLanes - 1) / kBlockLanes,
-                 reinterpret_cast<LaneBlock*>(scratch + at.lanes), scratch + at.q, scratch + at.s, scratch + at.tile,
-                 scratch + at.row, scratch + at.k, scratch + at.v, {}, {}, {}}};
+  RowsLoop unit{{run,
+                 sequence,
+                 task.kv_head,
+                 (task.num_rows + kBlockLanes - 1) / kBlockLanes,
+                 reinterpret_cast<LaneBlock*>(scratch + at.lanes),
+                 scratch + at.q,
+                 scratch + at.s,
+                 scratch + at.tile,
+                 scratch + at.row,
+                 scratch + at.k,
+                 scratch + at.v,
+                 {},
+                 {},
+                 {}}};
   unit.k_rows = locate_keys(*run.problem, *run.args, sequence, Slot::kK, task.kv_head);
   unit.v_rows = locate_keys(*run.problem, *run.args, sequence, Slot::kV, task.kv_head);
   for (int64_t block = 0; block < unit.num_blocks; ++block) {
@@ -88,15 +105,27 @@ struct DecodeLoop : DecodeUnit {
   DecodePartial partial_at(float* floats) const {
     return {floats, floats + num_rows * width_v(), floats + num_rows * (width_v() + 1)};
   }
-  void attend(int64_t origin, int64_t lo, int64_t hi, const DecodePartial& to) { decode_chunk(*this, origin, lo, hi, to); }
+  void attend(int64_t origin, int64_t lo, int64_t hi, const DecodePartial& to) {
+    decode_chunk(*this, origin, lo, hi, to);
+  }
   void merge(const DecodePartial& part, const DecodePartial& sum) { merge_decode(*this, part, sum); }
   void finish(const DecodePartial& sum) { finish_decode(*this, sum); }
 };
 
 void attend_decode(const ForwardRun& run, const UnitTask& task, float* scratch) {
   const ScratchLayout& at = run.layout;
-  DecodeLoop unit{{run, task, task.num_rows, task.num_rows * task.num_heads, {}, scratch + at.q, scratch + at.s, scratch + at.row, scratch + at.k,
-                   scratch + at.v, {}, {}}};
+  DecodeLoop unit{{run,
+                   task,
+                   task.num_rows,
+                   task.num_rows * task.num_heads,
+                   {},
+                   scratch + at.q,
+                   scratch + at.s,
+                   scratch + at.row,
+                   scratch + at.k,
+                   scratch + at.v,
+                   {},
+                   {}}};
   unit.k_rows = locate_keys(*run.problem, *run.args, task.work->where, Slot::kK, task.kv_head);
   unit.v_rows = locate_keys(*run.problem, *run.args, task.work->where, Slot::kV, task.kv_head);
   load_decode_rows(unit);

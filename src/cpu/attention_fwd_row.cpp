@@ -8,7 +8,9 @@
 namespace heed::cpu {
 namespace {
 
-float load(const void* data, Dtype dtype, int64_t index) { return static_cast<float>(load_as_double(data, dtype, index)); }
+float load(const void* data, Dtype dtype, int64_t index) {
+  return static_cast<float>(load_as_double(data, dtype, index));
+}
 
 struct Row {
   const ForwardRun& run;
@@ -21,7 +23,8 @@ struct Row {
   float score(int64_t key) const {
     const AttentionProblem& problem = *run.problem;
     const ScoreTerms& terms = run.terms;
-    if (terms.mask != nullptr && terms.mask[place(terms.mask_stride, key)] == 0) return -std::numeric_limits<float>::infinity();
+    if (terms.mask != nullptr && terms.mask[place(terms.mask_stride, key)] == 0)
+      return -std::numeric_limits<float>::infinity();
     const int64_t q = row_offset(problem, Slot::kQ, sequence, head, query), k = k_rows.offset(key);
     float sum = 0.0f;
     for (int64_t c = 0; c < problem.head_dim; ++c)
@@ -43,10 +46,16 @@ struct Row {
 
 }  // namespace
 
-void attend_row_exactly(const ForwardRun& run, const Sequence& sequence, int64_t kv_head, int64_t row_index, float* out) {
+void attend_row_exactly(const ForwardRun& run, const Sequence& sequence, int64_t kv_head, int64_t row_index,
+                        float* out) {
   const AttentionProblem& problem = *run.problem;
   const int64_t group = problem.gqa_ratio(), dv = problem.head_dim_v;
-  Row row{run, sequence, kv_head * group + row_index % group, row_index / group, row_index / group + sequence.offset, {},
+  Row row{run,
+          sequence,
+          kv_head * group + row_index % group,
+          row_index / group,
+          row_index / group + sequence.offset,
+          {},
           locate_keys(problem, *run.args, sequence, Slot::kK, kv_head),
           locate_keys(problem, *run.args, sequence, Slot::kV, kv_head)};
   row.keys = visible_keys(problem, sequence.k_len, row.position);

@@ -2,8 +2,8 @@
 //
 //   pair (x, y) at position n:   x' = x cos[n] - y sin[n],   y' = x sin[n] + y cos[n]       in f32, rounded once
 //
-// Pair r is (r, r + rotary_dim/2) in the half style and (2r, 2r + 1) in the interleaved one. What a sequence does is worked
-// out for all of them first; then the rows (one token, every head) are shared out among the threads.
+// Pair r is (r, r + rotary_dim/2) in the half style and (2r, 2r + 1) in the interleaved one. What a sequence does is
+// worked out for all of them first; then the rows (one token, every head) are shared out among the threads.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -66,19 +66,22 @@ int32_t find_status(const KvAppendProblem& problem, const KvAppendArgs& args, co
   int32_t status = 0;
   if (!q.good) status |= kBadLengthQ;
   if (problem.cache_batch > 0 && (a.cache_row < 0 || a.cache_row >= problem.cache_batch)) status |= kBadPage;
-  if (!keys.good || a.start < 0 || a.start > problem.seqlen_k || leftpad < 0 || leftpad > a.start) status |= kBadLengthK;
+  if (!keys.good || a.start < 0 || a.start > problem.seqlen_k || leftpad < 0 || leftpad > a.start)
+    status |= kBadLengthK;
   if (status == 0 && problem.rotary() && !rotary_rows_are_good(problem, a)) status |= kBadLengthK;
   if (status == 0 && a.start + a.num_new > problem.seqlen_k) status |= kAppendPastCapacity;
   if (status == 0 && problem.paged() && !pages_are_good(problem, args, a)) status |= kBadPage;
   return status;
 }
 
-// packed_end: end of the packed query rows of the sequences before; rows between it and this sequence's are to be zeroed.
+// packed_end: end of the packed query rows of the sequences before; rows between it and this sequence's are to be
+// zeroed.
 Append locate_append(const KvAppendProblem& problem, const KvAppendArgs& args, int64_t b, int64_t* packed_end) {
   Append a;
   a.batch = b;
   Rows q, keys;
-  if (problem.has_q()) q = rows_of(problem.packed() ? args.cu_seqlens_q : nullptr, problem.total_q, problem.seqlen_q, b);
+  if (problem.has_q())
+    q = rows_of(problem.packed() ? args.cu_seqlens_q : nullptr, problem.total_q, problem.seqlen_q, b);
   if (problem.append)
     keys = rows_of(problem.packed() ? args.cu_seqlens_new : nullptr, problem.total_new, problem.seqlen_new, b);
   if (problem.packed() && q.first < *packed_end && problem.has_q()) q.good = q.length == 0 && q.good;
@@ -103,8 +106,8 @@ Append locate_append(const KvAppendProblem& problem, const KvAppendArgs& args, i
   return a;
 }
 
-int64_t cache_offset(const KvAppendProblem& problem, const KvAppendArgs& args, const Append& a, KvSlot slot, int64_t head,
-                     int64_t key) {
+int64_t cache_offset(const KvAppendProblem& problem, const KvAppendArgs& args, const Append& a, KvSlot slot,
+                     int64_t head, int64_t key) {
   const auto& stride = problem.strides(slot);
   if (!problem.paged()) return a.cache_row * stride[0] + head * stride[1] + key * stride[2];
   return page_of(problem, args, a, key) * stride[0] + head * stride[1] + key % problem.page_size * stride[2];
@@ -140,7 +143,8 @@ void turn_row(const KvAppendProblem& problem, const KvAppendArgs& args, const T*
   const int64_t pairs = problem.rotary_dim / 2;
   const bool half = problem.rotary_style == RotaryStyle::kHalf;
   const int64_t step = half ? 1 : 2, apart = half ? pairs : 1;
-  const int64_t cos_at = position * problem.strides(KvSlot::kCos)[2], sin_at = position * problem.strides(KvSlot::kSin)[2];
+  const int64_t cos_at = position * problem.strides(KvSlot::kCos)[2],
+                sin_at = position * problem.strides(KvSlot::kSin)[2];
   if (problem.rotary_dtype == Dtype::kF32) {
     turn_pairs(from, to, pairs, step, apart, static_cast<const float*>(args.rotary_cos) + cos_at,
                static_cast<const float*>(args.rotary_sin) + sin_at);
@@ -192,7 +196,8 @@ template <class T>
 void run_rows(const KvAppendProblem& problem, const KvAppendArgs& args, const Append* appends, int64_t num_appends,
               int64_t begin, int64_t end) {
   const Append* a = std::upper_bound(appends, appends + num_appends, begin,
-                                     [](int64_t row, const Append& x) { return row < x.first_work; }) - 1;
+                                     [](int64_t row, const Append& x) { return row < x.first_work; }) -
+                    1;
   for (int64_t row = begin; row < end; ++row) {
     while (row - a->first_work >= a->num_new + a->num_q + a->num_zero) ++a;
     const int64_t at = row - a->first_work;
@@ -268,7 +273,7 @@ Status prepare(const KvAppendProblem& problem, const Machine&, Plan<KvAppendProb
 namespace heed {
 
 extern const Impl<KvAppendProblem> kCpuKvAppend;
-const Impl<KvAppendProblem> kCpuKvAppend = {"cpu/kv_append", "cache append with rotary embedding", false,
-                                            cpu::check, cpu::cost_us, cpu::prepare};
+const Impl<KvAppendProblem> kCpuKvAppend = {
+    "cpu/kv_append", "cache append with rotary embedding", false, cpu::check, cpu::cost_us, cpu::prepare};
 
 }  // namespace heed

@@ -61,8 +61,10 @@ void fill_lanes(const AttentionProblem& problem, const ScoreTerms& terms, const 
     const KeyRange range = visible_keys(problem, sequence.k_len, i + sequence.offset);
     lanes->lo[lane] = range.lo;
     lanes->hi[lane] = range.hi;
-    lanes->slope[lane] = terms.slopes == nullptr ? 0.0f
-        : terms.slopes[sequence.batch * terms.slope_stride[0] + h * terms.slope_stride[1]] * kLog2e;
+    lanes->slope[lane] =
+        terms.slopes == nullptr
+            ? 0.0f
+            : terms.slopes[sequence.batch * terms.slope_stride[0] + h * terms.slope_stride[1]] * kLog2e;
   }
 }
 

@@ -3,9 +3,11 @@
 namespace heed::cpu {
 namespace {
 
-// Where bias or mask has an extent of its own along i or j, a packed sequence must not be longer: it would read past it.
+// Where bias or mask has an extent of its own along i or j, a packed sequence must not be longer: it would read past
+// it.
 bool exceeds_extent(const AttentionProblem& problem, uint8_t letter, int64_t length, int64_t extent) {
-  const bool bounded = (problem.bias() && (problem.bias_dims & letter) != 0) || (problem.mask && (problem.mask_dims & letter) != 0);
+  const bool bounded =
+      (problem.bias() && (problem.bias_dims & letter) != 0) || (problem.mask && (problem.mask_dims & letter) != 0);
   return bounded && length > extent;
 }
 

@@ -1,5 +1,5 @@
-// Where one sequence of a batch lies in memory and which keys its queries see: worked out once per run from the lengths,
-// offsets and page table, which only the run may read. Shared by the forward and the backward pass.
+// Where one sequence of a batch lies in memory and which keys its queries see: worked out once per run from the
+// lengths, offsets and page table, which only the run may read. Shared by the forward and the backward pass.
 #pragma once
 
 #include <algorithm>
@@ -26,16 +26,17 @@ struct Sequence {
   int32_t status = 0;     // StatusBit
 };
 
-// Geometry of sequence b. packed_end: running end of the packed query rows of the sequences before b, 0 at first; updated.
-// So rows that a broken cu_seqlens_q leaves to nobody become the gap of the next good sequence, or the tail after the last.
+// Geometry of sequence b. packed_end: running end of the packed query rows of the sequences before b, 0 at first;
+// updated. So rows that a broken cu_seqlens_q leaves to nobody become the gap of the next good sequence, or the tail
+// after the last.
 Sequence locate_sequence(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, int64_t* packed_end);
 
 struct KeyRange {
   int64_t lo = 0, hi = 0;  // visible keys: lo <= j < hi; empty if hi <= lo
 };
 
-// Keys that causal, window, chunk and length leave to a query at position p, 0 <= lo, hi <= k_len; lo and hi never fall as
-// p grows. An empty range comes back as hi == lo.
+// Keys that causal, window, chunk and length leave to a query at position p, 0 <= lo, hi <= k_len; lo and hi never fall
+// as p grows. An empty range comes back as hi == lo.
 inline KeyRange visible_keys(const AttentionProblem& problem, int64_t k_len, int64_t p) {
   int64_t lo = 0, hi = k_len;
   if (problem.window_left >= 0) lo = std::max(lo, p - std::min(problem.window_left, kFar));
@@ -58,12 +59,12 @@ inline KeyRange visible_keys(const AttentionProblem& problem, int64_t k_len, int
 // Rows of k or v of one (sequence, kv head): element offset of the row of key j from the tensor's data pointer.
 struct KeyRows {
   const int32_t* pages = nullptr;  // this sequence's row of the page table; null: not paged
-  int64_t page_step = 1;           // between entries of the page table
+  int64_t page_step = 1;  // between entries of the page table
   int64_t page_size = 0;
   int64_t page_stride = 0;
   int64_t row_stride = 0;
-  int64_t base = 0;                // paged: of the head; else of key 0
-  int64_t first = 0;               // paged: k_begin
+  int64_t base = 0;  // paged: of the head; else of key 0
+  int64_t first = 0;  // paged: k_begin
 
   int64_t offset(int64_t j) const {
     if (pages == nullptr) return base + j * row_stride;

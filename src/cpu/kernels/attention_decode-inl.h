@@ -1,14 +1,15 @@
 // Forward for a sequence with few packed query rows (decode), lanes = head_dim: K and V are streamed once for the whole
 // group of query heads, at the speed of memory. Per step of 64 keys:
 //
-//   scores  S[row][key]: one register tile of rows x keys holds as many dot products as a vector has lanes; adding their
+//   scores  S[row][key]: one register tile of rows x keys holds as many dot products as a vector has lanes; adding
+// their
 //           transposes gives them all in one vector
 //   softmax along the row
 //   O[row][head_dim_v] += P V: V rows are vectors, P is broadcast
 //
-// 16-bit K and V are widened in registers. Where the heads of a key lie side by side (layout bshd) a unit takes several kv
-// heads, one after another within each step: their rows share pages and cache lines' neighbours, and a walk head by head
-// would read a few lines of every page and come back for the next. The rows needed next are prefetched on the way.
+// 16-bit K and V are widened in registers. Where the heads of a key lie side by side (layout bshd) a unit takes several
+// kv heads, one after another within each step: their rows share pages and cache lines' neighbours, and a walk head by
+// head would read a few lines of every page and come back for the next. The rows needed next are prefetched on the way.
 // Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
 #if defined(HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_
@@ -35,7 +36,8 @@ HWY_INLINE F32 sum_each(F32* HWY_RESTRICT x) {
     const F32 a = hn::Add(hn::InterleaveLower(f, x[t], x[t + 1]), hn::InterleaveUpper(f, x[t], x[t + 1]));
     const F32 b = hn::Add(hn::InterleaveLower(f, x[t + 2], x[t + 3]), hn::InterleaveUpper(f, x[t + 2], x[t + 3]));
     const auto a2 = hn::BitCast(wide, a), b2 = hn::BitCast(wide, b);
-    x[t / 4] = hn::Add(hn::BitCast(f, hn::InterleaveLower(wide, a2, b2)), hn::BitCast(f, hn::InterleaveUpper(wide, a2, b2)));
+    x[t / 4] =
+        hn::Add(hn::BitCast(f, hn::InterleaveLower(wide, a2, b2)), hn::BitCast(f, hn::InterleaveUpper(wide, a2, b2)));
   }
   // Across blocks: block i of the result is the sum of x[i]'s blocks.
 #if HWY_TARGET == HWY_AVX3
@@ -49,7 +51,8 @@ HWY_INLINE F32 sum_each(F32* HWY_RESTRICT x) {
 #endif
 }
 
-// Where the rows of a step's keys lie, and of the step after it, which are prefetched; the last key's again past the end.
+// Where the rows of a step's keys lie, and of the step after it, which are prefetched; the last key's again past the
+// end.
 template <class T>
 struct StepRows {
   const T* at[2 * kDecodeBlock];
@@ -93,8 +96,9 @@ struct HeadRows {
   const T* const* ahead;
   const T* ahead_rows[kDecodeBlock];
 
-  // Head `head` of the unit. Prefetched are the next step's rows in the order of memory, key by key with all heads of a key
-  // in turn, which is what page tables, row buffers and the hardware's own prefetching like; each head takes its share.
+  // Head `head` of the unit. Prefetched are the next step's rows in the order of memory, key by key with all heads of a
+  // key in turn, which is what page tables, row buffers and the hardware's own prefetching like; each head takes its
+  // share.
   HeadRows(const StepRows<T>& rows, int64_t head, int64_t num_heads, int64_t head_stride)
       : at(rows.at), offset(head * head_stride), ahead(rows.at + kDecodeBlock) {
     if (num_heads == 1) return;
@@ -146,8 +150,8 @@ void decode_scores_one(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim,
 
 // S[row][key] for kGroup query rows and all keys of the step.
 template <int kGroup, class T>
-void decode_scores(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, const float* HWY_RESTRICT q, ptrdiff_t q_stride,
-                   float* HWY_RESTRICT s) {
+void decode_scores(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, const float* HWY_RESTRICT q,
+                   ptrdiff_t q_stride, float* HWY_RESTRICT s) {
   constexpr int kKeys = kLanes / kGroup;
   const F32Tag f;
   for (int64_t key = 0; key < num_keys; key += kKeys) {
@@ -202,8 +206,8 @@ HWY_INLINE void decode_values_tile(const HeadRows<T>& v, int64_t num_keys, int64
 }
 
 template <int kGroup, class T>
-void decode_values(const HeadRows<T>& v, int64_t num_keys, int64_t head_dim_v, const float* p, const float* decay, float* o,
-                   ptrdiff_t o_stride) {
+void decode_values(const HeadRows<T>& v, int64_t num_keys, int64_t head_dim_v, const float* p, const float* decay,
+                   float* o, ptrdiff_t o_stride) {
   constexpr int kWide = kGroup == 4 ? 4 : 8;
   int64_t c = 0;
   for (; c + kWide * kLanes <= head_dim_v; c += kWide * kLanes)
@@ -228,7 +232,7 @@ struct DecodeUnit {
   const ForwardRun& run;
   const UnitTask& task;
   int64_t head_rows;  // query rows per kv head
-  int64_t num_rows;   // of all the unit's kv heads
+  int64_t num_rows;  // of all the unit's kv heads
   DecodeRow rows[kDecodeHeads * kDecodeRows];
   float *q, *s, *tmp, *k, *v;
   KeyRows k_rows, v_rows;
@@ -238,14 +242,14 @@ struct DecodeUnit {
 };
 
 // The terms of finish_scores for one query row, keys along the lanes.
-inline void finish_score_row(const ForwardRun& run, const DecodeRow& row, int64_t batch, int64_t first_key, int64_t num_keys,
-                             float* s, float* tmp) {
+inline void finish_score_row(const ForwardRun& run, const DecodeRow& row, int64_t batch, int64_t first_key,
+                             int64_t num_keys, float* s, float* tmp) {
   const F32Tag f;
   const ScoreTerms& terms = run.terms;
   cap_scores(terms, TileSpan{first_key, 1, 0, static_cast<int32_t>((num_keys + kLanes - 1) / kLanes)}, s, 0);
   if (terms.bias != nullptr) {
-    const int64_t index = batch * terms.bias_stride[0] + row.head * terms.bias_stride[1] + row.query * terms.bias_stride[2] +
-                          first_key * terms.bias_stride[3];
+    const int64_t index = batch * terms.bias_stride[0] + row.head * terms.bias_stride[1] +
+                          row.query * terms.bias_stride[2] + first_key * terms.bias_stride[3];
     widen_strided(terms.bias, terms.bias_dtype, index, terms.bias_stride[3], num_keys, tmp);
     for (int64_t key = 0; key < num_keys; key += kLanes)
       hn::StoreU(hn::MulAdd(hn::LoadU(f, tmp + key), hn::Set(f, kLog2e), hn::LoadU(f, s + key)), f, s + key);
@@ -262,8 +266,8 @@ inline void finish_score_row(const ForwardRun& run, const DecodeRow& row, int64_
   }
 }
 
-inline void drop_row_keys(const ForwardRun& run, const DecodeRow& row, int64_t batch, int64_t first_key, int64_t num_keys,
-                          float* p) {
+inline void drop_row_keys(const ForwardRun& run, const DecodeRow& row, int64_t batch, int64_t first_key,
+                          int64_t num_keys, float* p) {
   for (int64_t key = 0; key < num_keys; ++key)
     if (!key_is_kept(run.terms, batch, row.head, row.query, first_key + key)) p[key] = 0.0f;
 }
@@ -291,8 +295,8 @@ inline float decode_softmax(float* s, int64_t num_keys, float* m, float* l) {
 
 // One step of one kv head, whose query rows are [first_row, first_row + head_rows) of the unit.
 template <class T>
-void decode_step(DecodeUnit& unit, int64_t first_row, const HeadRows<T>& k, const HeadRows<T>& v, int64_t first_key, int64_t num_keys,
-                 const DecodePartial& to) {
+void decode_step(DecodeUnit& unit, int64_t first_row, const HeadRows<T>& k, const HeadRows<T>& v, int64_t first_key,
+                 int64_t num_keys, const DecodePartial& to) {
   const ForwardRun& run = unit.run;
   const int64_t d = unit.width(), dv = unit.width_v(), d_end = round_up(run.shape.head_dim, kLanes),
                 dv_end = round_up(run.shape.head_dim_v, kLanes), batch = unit.task.work->where.batch;
@@ -384,7 +388,8 @@ inline void decode_chunk(DecodeUnit& unit, int64_t origin, int64_t key_lo, int64
   std::fill(to.l, to.l + unit.num_rows, 0.0f);
   std::memset(to.o, 0, static_cast<size_t>(unit.num_rows * unit.width_v()) * sizeof(float));
   const int64_t first = origin + (key_lo - origin) / kDecodeBlock * kDecodeBlock;
-  if (run.shape.head_dim % kLanes != 0 || run.shape.head_dim_v % kLanes != 0) return decode_copied(unit, first, key_hi, to);
+  if (run.shape.head_dim % kLanes != 0 || run.shape.head_dim_v % kLanes != 0)
+    return decode_copied(unit, first, key_hi, to);
   if (run.problem->dtype == Dtype::kBf16) return decode_in_place<Bf16>(unit, first, key_hi, to);
   if (run.problem->dtype == Dtype::kF16) return decode_in_place<F16>(unit, first, key_hi, to);
   decode_in_place<float>(unit, first, key_hi, to);
@@ -439,8 +444,11 @@ inline void load_decode_rows(DecodeUnit& unit) {
     row.head = (unit.task.kv_head + r / unit.head_rows) * group + in_head % group;
     row.position = row.query + sequence.offset;
     row.keys = visible_keys(problem, sequence.k_len, row.position);
-    row.slope = run.terms.slopes == nullptr ? 0.0f
-        : run.terms.slopes[sequence.batch * run.terms.slope_stride[0] + row.head * run.terms.slope_stride[1]] * kLog2e;
+    row.slope =
+        run.terms.slopes == nullptr
+            ? 0.0f
+            : run.terms.slopes[sequence.batch * run.terms.slope_stride[0] + row.head * run.terms.slope_stride[1]] *
+                  kLog2e;
     float* q = unit.q + r * d;
     widen_strided(run.args->q, problem.dtype, row_offset(problem, Slot::kQ, sequence, row.head, row.query), 1,
                   run.shape.head_dim, q);

@@ -4,9 +4,10 @@
 //   P^T = exp2(S^T - m)  the softmax is vertical: maximum and sum are plain vectors, nothing is reduced across lanes
 //   O^T = V^T P^T        V rows are broadcast
 //
-// A unit is up to four such blocks side by side, so that K and V are copied, widened from 16 bits or gathered from pages
-// once per key block and serve 256 rows. Only visible keys are touched: each 16 lanes ("granule") have their own key range,
-// and masks are applied where a range cuts a granule. Out of a chunk come O^T [head_dim_v][64], m and l per block.
+// A unit is up to four such blocks side by side, so that K and V are copied, widened from 16 bits or gathered from
+// pages once per key block and serve 256 rows. Only visible keys are touched: each 16 lanes ("granule") have their own
+// key range, and masks are applied where a range cuts a granule. Out of a chunk come O^T [head_dim_v][64], m and l per
+// block.
 //
 // Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
 #if defined(HEED_CPU_KERNELS_ATTENTION_FWD_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -32,7 +33,8 @@ constexpr int kGranules = kBlockLanes / kGranule;
 constexpr int kGranuleVectors = kGranule / kLanes;
 constexpr float kMinusInf = -std::numeric_limits<float>::infinity();
 
-// ---- key ranges of granules ---------------------------------------------------------------------------------------------
+// ---- key ranges of granules
+// ---------------------------------------------------------------------------------------------
 
 // Keys [begin, end) of the key block, for granules [first, last).
 struct Segment {
@@ -89,7 +91,8 @@ inline void find_span(const LaneBlock& lanes, int64_t first_key, int64_t num_key
   find_segments(span);
 }
 
-// ---- rows of K and V as f32 ---------------------------------------------------------------------------------------------
+// ---- rows of K and V as f32
+// ---------------------------------------------------------------------------------------------
 
 struct RowBlock {
   const float* data;
@@ -97,25 +100,30 @@ struct RowBlock {
 };
 
 template <class T>
-RowBlock copy_rows(const T* tensor, const KeyRows& rows, int64_t first_key, int64_t num_keys, int64_t width, float* scratch) {
-  for (int64_t key = 0; key < num_keys; ++key) widen_row(tensor + rows.offset(first_key + key), width, scratch + key * width);
+RowBlock copy_rows(const T* tensor, const KeyRows& rows, int64_t first_key, int64_t num_keys, int64_t width,
+                   float* scratch) {
+  for (int64_t key = 0; key < num_keys; ++key)
+    widen_row(tensor + rows.offset(first_key + key), width, scratch + key * width);
   return {scratch, static_cast<ptrdiff_t>(width)};
 }
 
 // Keys [first_key, first_key + num_keys) as f32 rows: in place where they are f32 in one run and `copy` does not ask.
 inline RowBlock load_rows(const void* tensor, Dtype dtype, const KeyRows& rows, int64_t first_key, int64_t num_keys,
                           int64_t width, bool copy, float* scratch) {
-  if (dtype == Dtype::kBf16) return copy_rows(static_cast<const Bf16*>(tensor), rows, first_key, num_keys, width, scratch);
-  if (dtype == Dtype::kF16) return copy_rows(static_cast<const F16*>(tensor), rows, first_key, num_keys, width, scratch);
+  if (dtype == Dtype::kBf16)
+    return copy_rows(static_cast<const Bf16*>(tensor), rows, first_key, num_keys, width, scratch);
+  if (dtype == Dtype::kF16)
+    return copy_rows(static_cast<const F16*>(tensor), rows, first_key, num_keys, width, scratch);
   const float* data = static_cast<const float*>(tensor);
   if (copy || rows.run(first_key) < num_keys) return copy_rows(data, rows, first_key, num_keys, width, scratch);
   return {data + rows.offset(first_key), static_cast<ptrdiff_t>(rows.row_stride)};
 }
 
-// ---- softmax of one vector of lanes ---------------------------------------------------------------------------------------
+// ---- softmax of one vector of lanes
+// ---------------------------------------------------------------------------------------
 
-// Column `s` (rows kBlockLanes apart), keys [begin, end): scores become probabilities relative to the new maximum. kFactor:
-// scores are products yet, to be multiplied by a positive factor.
+// Column `s` (rows kBlockLanes apart), keys [begin, end): scores become probabilities relative to the new maximum.
+// kFactor: scores are products yet, to be multiplied by a positive factor.
 template <bool kFactor>
 HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end, float factor, float* m, float* l,
                                float* alpha) {
@@ -150,7 +158,8 @@ HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end
   hn::StoreU(decay, f, alpha);
 }
 
-// ---- one unit -----------------------------------------------------------------------------------------------------------
+// ---- one unit
+// -----------------------------------------------------------------------------------------------------------
 
 // Operands of the bf16 dot product, and which blocks of lanes or keys must not use it (see Bf16Tiles).
 struct Bf16Blocks {
@@ -199,12 +208,14 @@ inline void transpose_queries(RowUnit& unit, int64_t block) {
   }
   for (int64_t lane = 0; lane < count; lane += kGranule) {
     float* rows = unit.row;  // [16][d]
-    for (int64_t t = 0; t < kGranule; ++t) widen_strided(unit.run.args->q, problem.dtype, index(lane + t), 1, d, rows + t * d);
+    for (int64_t t = 0; t < kGranule; ++t)
+      widen_strided(unit.run.args->q, problem.dtype, index(lane + t), 1, d, rows + t * d);
     transpose_rows([&](int64_t t) { return rows + t * d; }, kGranule, d, unit.run.q_factor, out + lane, kBlockLanes);
   }
 }
 
-// Q^T of one block of lanes as pairs for the bf16 dot product, as it is: that product is exact, the scale comes after it.
+// Q^T of one block of lanes as pairs for the bf16 dot product, as it is: that product is exact, the scale comes after
+// it.
 inline void pair_queries(RowUnit& unit, int64_t block) {
   const AttentionProblem& problem = *unit.run.problem;
   const LaneBlock& lanes = unit.lanes[block];
@@ -232,10 +243,10 @@ inline void rescale(float* o, int64_t head_dim_v, const float* alpha, int first_
   }
 }
 
-// S^T to P^T for one block of lanes: factor (of the products) and the other terms, ranges, softmax, dropout. alpha: what O
-// must be multiplied by.
-inline void probabilities(RowUnit& unit, int64_t block, const BlockSpan& span, int64_t first_key, float factor, float* m,
-                          float* l, float* alpha) {
+// S^T to P^T for one block of lanes: factor (of the products) and the other terms, ranges, softmax, dropout. alpha:
+// what O must be multiplied by.
+inline void probabilities(RowUnit& unit, int64_t block, const BlockSpan& span, int64_t first_key, float factor,
+                          float* m, float* l, float* alpha) {
   const ForwardRun& run = unit.run;
   const LaneBlock& lanes = unit.lanes[block];
   ScoreTerms terms = run.terms;
@@ -279,25 +290,28 @@ inline void attend_block(RowUnit& unit, int64_t block, const BlockSpan& span, in
   HWY_ALIGN float alpha[kBlockLanes];
   for (int i = 0; i < span.num_segments; ++i) {
     const Segment& g = span.segments[i];
-    multiply<AOrder::kRows>(g.end - g.begin, (g.last - g.first) * kGranuleVectors, d, k.data + g.begin * k.stride, k.stride,
-                            q + g.first * kGranule, kBlockLanes, unit.s + g.begin * kBlockLanes + g.first * kGranule,
-                            kBlockLanes, Start::kZero);
+    multiply<AOrder::kRows>(g.end - g.begin, (g.last - g.first) * kGranuleVectors, d, k.data + g.begin * k.stride,
+                            k.stride, q + g.first * kGranule, kBlockLanes,
+                            unit.s + g.begin * kBlockLanes + g.first * kGranule, kBlockLanes, Start::kZero);
   }
-  probabilities(unit, block, span, first_key, unit.run.terms.factor, to.m + block * kBlockLanes, to.l + block * kBlockLanes, alpha);
+  probabilities(unit, block, span, first_key, unit.run.terms.factor, to.m + block * kBlockLanes,
+                to.l + block * kBlockLanes, alpha);
   const bool one_segment = span.num_segments == 1;
   for (int g = 0; g < kGranules && !one_segment; ++g)
     if (span.begin[g] < span.end[g]) rescale(o, dv, alpha, g * kGranuleVectors, (g + 1) * kGranuleVectors);
   for (int i = 0; i < span.num_segments; ++i) {
     const Segment& g = span.segments[i];
-    multiply<AOrder::kColumns>(dv, (g.last - g.first) * kGranuleVectors, g.end - g.begin, v.data + g.begin * v.stride, v.stride,
-                               unit.s + g.begin * kBlockLanes + g.first * kGranule, kBlockLanes, o + g.first * kGranule,
-                               kBlockLanes, one_segment ? Start::kScaled : Start::kLoad, alpha + g.first * kGranule);
+    multiply<AOrder::kColumns>(dv, (g.last - g.first) * kGranuleVectors, g.end - g.begin, v.data + g.begin * v.stride,
+                               v.stride, unit.s + g.begin * kBlockLanes + g.first * kGranule, kBlockLanes,
+                               o + g.first * kGranule, kBlockLanes, one_segment ? Start::kScaled : Start::kLoad,
+                               alpha + g.first * kGranule);
   }
 }
 
 // K and V of one block of keys as operands of the bf16 dot product: K rows side by side, V rows in pairs.
 inline void pair_keys(RowUnit& unit, int64_t first_key, int64_t num_keys) {
-  const uint16_t *k = static_cast<const uint16_t*>(unit.run.args->k), *v = static_cast<const uint16_t*>(unit.run.args->v);
+  const uint16_t *k = static_cast<const uint16_t*>(unit.run.args->k),
+                 *v = static_cast<const uint16_t*>(unit.run.args->v);
   const int64_t d = unit.head_dim(), dv = unit.head_dim_v();
   bool safe = true;
   for (int64_t key = 0; key < num_keys; ++key)
@@ -310,9 +324,10 @@ inline void pair_keys(RowUnit& unit, int64_t first_key, int64_t num_keys) {
   unit.pairs.safe_keys = safe;
 }
 
-// One block of lanes against one block of keys on the bf16 dot product. P is rounded to bf16 for the second product; its
-// sums l are those of the f32 numbers.
-inline void attend_block_bf16(RowUnit& unit, int64_t block, const BlockSpan& span, int64_t first_key, const RowPartial& to) {
+// One block of lanes against one block of keys on the bf16 dot product. P is rounded to bf16 for the second product;
+// its sums l are those of the f32 numbers.
+inline void attend_block_bf16(RowUnit& unit, int64_t block, const BlockSpan& span, int64_t first_key,
+                              const RowPartial& to) {
   const int64_t d = unit.head_dim(), dv = unit.head_dim_v();
   const Bf16Tiles& tiles = *unit.pairs.tiles;
   const uint32_t* q = unit.pairs.q + block * d / 2 * kBlockLanes;
@@ -323,7 +338,8 @@ inline void attend_block_bf16(RowUnit& unit, int64_t block, const BlockSpan& spa
     tiles.multiply_keys(g.end - g.begin, g.last - g.first, d / 2, unit.pairs.k + g.begin * d, d, q + g.first * kGranule,
                         unit.s + g.begin * kBlockLanes + g.first * kGranule);
   }
-  probabilities(unit, block, span, first_key, unit.run.scale, to.m + block * kBlockLanes, to.l + block * kBlockLanes, alpha);
+  probabilities(unit, block, span, first_key, unit.run.scale, to.m + block * kBlockLanes, to.l + block * kBlockLanes,
+                alpha);
   BlockSpan even = span;  // whole pairs of keys; the ones added have probability 0
   for (int g = 0; g < kGranules; ++g) {
     if (span.begin[g] >= span.end[g]) continue;
@@ -350,7 +366,8 @@ struct KeyBlock {
   RowBlock k{}, v{};
 };
 
-inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys, const RowPartial& to) {
+inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys,
+                             const RowPartial& to) {
   const ForwardRun& run = unit.run;
   if (unit.pairs.tiles != nullptr && (unit.pairs.unsafe_queries >> block & 1u) == 0) {
     if (!keys.have_pairs) pair_keys(unit, keys.first, keys.count);
@@ -363,15 +380,17 @@ inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span
   }
   if (!keys.have_f32) {
     const bool copy = unit.num_blocks > 1;  // rows of one head side by side: read again by every block of lanes
-    keys.k = load_rows(run.args->k, run.problem->dtype, unit.k_rows, keys.first, keys.count, unit.head_dim(), copy, unit.k);
-    keys.v = load_rows(run.args->v, run.problem->dtype, unit.v_rows, keys.first, keys.count, unit.head_dim_v(), copy, unit.v);
+    keys.k =
+        load_rows(run.args->k, run.problem->dtype, unit.k_rows, keys.first, keys.count, unit.head_dim(), copy, unit.k);
+    keys.v = load_rows(run.args->v, run.problem->dtype, unit.v_rows, keys.first, keys.count, unit.head_dim_v(), copy,
+                       unit.v);
     keys.have_f32 = true;
   }
   attend_block(unit, block, span, keys.first, keys.k, keys.v, to);
 }
 
-// Keys [key_lo, key_hi), which lie in one chunk, into `to`. Key blocks start at multiples of key_block from the chunk's start
-// `origin`, whatever part of it is visible.
+// Keys [key_lo, key_hi), which lie in one chunk, into `to`. Key blocks start at multiples of key_block from the chunk's
+// start `origin`, whatever part of it is visible.
 inline void attend_rows_chunk(RowUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const RowPartial& to) {
   const ForwardRun& run = unit.run;
   const F32Tag f;
@@ -435,7 +454,8 @@ void store_row(const float* row, int64_t count, void* tensor, int64_t offset) {
   narrow_row(row, count, static_cast<T*>(tensor) + offset);
 }
 
-inline void store_output_row(const ForwardRun& run, const Sequence& sequence, int64_t head, int64_t query, const float* row) {
+inline void store_output_row(const ForwardRun& run, const Sequence& sequence, int64_t head, int64_t query,
+                             const float* row) {
   const int64_t offset = row_offset(*run.problem, Slot::kOut, sequence, head, query), dv = run.shape.head_dim_v;
   switch (run.problem->out_dtype) {
     case Dtype::kBf16: return store_row<Bf16>(row, dv, run.args->out, offset);
@@ -488,7 +508,8 @@ inline void finish_rows(RowUnit& unit, const RowPartial& sum) {
         float* row = rows + t * pad;
         const int32_t lane = first + t;
         if ((bad >> t & 1u) != 0 && l[lane] == l[lane]) {
-          const int64_t packed = int64_t{lanes.query[lane]} * unit.run.problem->gqa_ratio() + lanes.head[lane] % unit.run.problem->gqa_ratio();
+          const int64_t packed = int64_t{lanes.query[lane]} * unit.run.problem->gqa_ratio() +
+                                 lanes.head[lane] % unit.run.problem->gqa_ratio();
           attend_row_exactly(unit.run, unit.sequence, unit.kv_head, packed, row);
         }
         store_output_row(unit.run, unit.sequence, lanes.head[lane], lanes.query[lane], row);

@@ -12,9 +12,9 @@
 HWY_BEFORE_NAMESPACE();
 namespace heed::cpu::HWY_NAMESPACE {
 
-// 2^x for x <= 127, relative error 1.2e-7. Exactly 0 below -126, -inf included: a denormal probability costs a multiply-add
-// some 50 times its price on Intel. +inf gives NaN. 2^r on [-1/2, 1/2] is a degree-5 minimax polynomial with constant term 1,
-// so x = 0 gives exactly 1.
+// 2^x for x <= 127, relative error 1.2e-7. Exactly 0 below -126, -inf included: a denormal probability costs a
+// multiply-add some 50 times its price on Intel. +inf gives NaN. 2^r on [-1/2, 1/2] is a degree-5 minimax polynomial
+// with constant term 1, so x = 0 gives exactly 1.
 HWY_INLINE F32 exp2_score(F32 x) {
   const F32Tag f;
   const I32Tag i;

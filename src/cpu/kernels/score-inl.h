@@ -1,6 +1,6 @@
-// From products to probabilities, on a tile S^T: keys [first_key, first_key + num_keys) are rows, query lanes are columns,
-// vectors [first_vector, end_vector) of the block's lanes. `s` points at (first_key, lane 0); rows lie s_stride apart.
-// Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
+// From products to probabilities, on a tile S^T: keys [first_key, first_key + num_keys) are rows, query lanes are
+// columns, vectors [first_vector, end_vector) of the block's lanes. `s` points at (first_key, lane 0); rows lie
+// s_stride apart. Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
 #if defined(HEED_CPU_KERNELS_SCORE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEED_CPU_KERNELS_SCORE_INL_H_
 #undef HEED_CPU_KERNELS_SCORE_INL_H_
@@ -25,7 +25,8 @@ struct TileSpan {
   int32_t first_vector = 0, end_vector = 0;
 };
 
-// ---- row conversions --------------------------------------------------------------------------------------------------
+// ---- row conversions
+// --------------------------------------------------------------------------------------------------
 
 HWY_INLINE F32 widen(const float* p) { return hn::LoadU(F32Tag(), p); }
 HWY_INLINE F32 widen(const Bf16* p) {
@@ -100,7 +101,8 @@ void narrow_row(const float* HWY_RESTRICT src, int64_t count, T* dst) {
   for (; k < count; ++k) narrow_one(src[k], dst + k);
 }
 
-// ---- terms of the score -----------------------------------------------------------------------------------------------
+// ---- terms of the score
+// -----------------------------------------------------------------------------------------------
 
 // factor, then softcap: s = cap * tanh(s * factor / cap).
 inline void cap_scores(const ScoreTerms& terms, const TileSpan& span, float* s, ptrdiff_t s_stride) {
@@ -116,8 +118,8 @@ inline void cap_scores(const ScoreTerms& terms, const TileSpan& span, float* s, 
   }
 }
 
-// A tile of bias (b, h, i, j) laid out like S^T: tile[key][lane], rows s_stride apart, values as stored (natural units).
-// row: scratch of num_keys floats rounded up to 4, times 4.
+// A tile of bias (b, h, i, j) laid out like S^T: tile[key][lane], rows s_stride apart, values as stored (natural
+// units). row: scratch of num_keys floats rounded up to 4, times 4.
 inline void load_bias(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, float* tile,
                       ptrdiff_t s_stride, float* row) {
   const int32_t first = span.first_vector * kLanes, end = HWY_MIN(span.end_vector * kLanes, lanes.count);
@@ -134,8 +136,8 @@ inline void load_bias(const ScoreTerms& terms, const LaneBlock& lanes, const Til
 }
 
 // + bias. tile: scratch like S^T, row: as in load_bias.
-inline void add_bias(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, float* s, ptrdiff_t s_stride,
-                     float* tile, float* row) {
+inline void add_bias(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, float* s,
+                     ptrdiff_t s_stride, float* tile, float* row) {
   const F32Tag f;
   load_bias(terms, lanes, span, tile, s_stride, row);
   const F32 log2e = hn::Set(f, kLog2e);
@@ -153,7 +155,8 @@ HWY_INLINE F32 key_distance(F32 to_first, int32_t key) {
 // p - first_key of a vector's lanes as f32: exact up to 2^24.
 inline F32 positions_from(const LaneBlock& lanes, int32_t vector, int64_t first_key) {
   HWY_ALIGN float to_first[kLanes];
-  for (int32_t t = 0; t < kLanes; ++t) to_first[t] = static_cast<float>(lanes.position[vector * kLanes + t] - first_key);
+  for (int32_t t = 0; t < kLanes; ++t)
+    to_first[t] = static_cast<float>(lanes.position[vector * kLanes + t] - first_key);
   return hn::Load(F32Tag(), to_first);
 }
 
@@ -173,7 +176,8 @@ inline void add_alibi(const LaneBlock& lanes, const TileSpan& span, float* s, pt
 inline void hide_masked(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, float* s,
                         ptrdiff_t s_stride, float* tile, float* row) {
   const F32Tag f;
-  const int32_t first = span.first_vector * kLanes, end = HWY_MAX(HWY_MIN(span.end_vector * kLanes, lanes.count), first + 1);
+  const int32_t first = span.first_vector * kLanes,
+                end = HWY_MAX(HWY_MIN(span.end_vector * kLanes, lanes.count), first + 1);
   const int64_t row_floats = (span.num_keys + 3) & ~3;
   for (int32_t lane = first; lane < span.end_vector * kLanes; lane += 4) {
     for (int32_t t = 0; t < 4; ++t) {
@@ -222,7 +226,8 @@ inline void hide_range(const LaneBlock& lanes, const TileSpan& span, float* s, p
   }
 }
 
-// ---- dropout ----------------------------------------------------------------------------------------------------------
+// ---- dropout
+// ----------------------------------------------------------------------------------------------------------
 
 // Philox4x32-10 on vectors: one counter a lane.
 struct PhiloxWords {
@@ -257,13 +262,14 @@ inline PhiloxWords philox(hn::Vec<U32Tag> c0, hn::Vec<U32Tag> c1, hn::Vec<U32Tag
   return {{c0, c1, c2, c3}};
 }
 
-// Calls keep(key, vector, mask) for every key of the tile and every vector of lanes: mask says which lanes keep the key.
+// Calls keep(key, vector, mask) for every key of the tile and every vector of lanes: mask says which lanes keep the
+// key.
 template <class Keep>
 void for_kept(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, const Keep& keep) {
   const U32Tag u;
   if (terms.keep_below == 0 || terms.keep_below > 0xffffffffu) {
-    const auto mask = terms.keep_below == 0 ? hn::MaskFromVec(hn::Zero(F32Tag()))
-                                            : hn::Eq(hn::Zero(F32Tag()), hn::Zero(F32Tag()));
+    const auto mask =
+        terms.keep_below == 0 ? hn::MaskFromVec(hn::Zero(F32Tag())) : hn::Eq(hn::Zero(F32Tag()), hn::Zero(F32Tag()));
     for (int32_t v = span.first_vector; v < span.end_vector; ++v)
       for (int32_t key = 0; key < span.num_keys; ++key) keep(key, v, mask);
     return;
@@ -292,7 +298,8 @@ void for_kept(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& s
 }
 
 // Probabilities of dropped keys become 0; the scale 1/(1-p) is left to the caller.
-inline void drop_keys(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, float* p, ptrdiff_t p_stride) {
+inline void drop_keys(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, float* p,
+                      ptrdiff_t p_stride) {
   const F32Tag f;
   for_kept(terms, lanes, span, [&](int32_t key, int32_t v, hn::Mask<F32Tag> kept) HWY_ATTR {
     float* at = p + key * p_stride + v * kLanes;
@@ -300,10 +307,12 @@ inline void drop_keys(const ScoreTerms& terms, const LaneBlock& lanes, const Til
   });
 }
 
-// ---- all terms in order -------------------------------------------------------------------------------------------------
+// ---- all terms in order
+// -------------------------------------------------------------------------------------------------
 
-// Products to scores: factor, softcap, bias, ALiBi, boolean mask; hide_range is the caller's, who knows where it is needed.
-// tile: scratch like S^T; row: 4 * (num_keys rounded up to 4) floats. Neither is touched unless there is a bias or mask.
+// Products to scores: factor, softcap, bias, ALiBi, boolean mask; hide_range is the caller's, who knows where it is
+// needed. tile: scratch like S^T; row: 4 * (num_keys rounded up to 4) floats. Neither is touched unless there is a bias
+// or mask.
 inline void finish_scores(const ScoreTerms& terms, const LaneBlock& lanes, const TileSpan& span, float* s,
                           ptrdiff_t s_stride, float* tile, float* row) {
   cap_scores(terms, span, s, s_stride);

@@ -101,8 +101,8 @@ void register_tile_rows(int64_t num_rows, int64_t num_k, const float* a, ptrdiff
   }
 }
 
-// The product above: C is num_rows x (num_vectors * kLanes). alpha (one factor a lane) is read for kScaled only. num_k may
-// be 0. Rows of B and C must be whole vectors long; A is read exactly where the formula says.
+// The product above: C is num_rows x (num_vectors * kLanes). alpha (one factor a lane) is read for kScaled only. num_k
+// may be 0. Rows of B and C must be whole vectors long; A is read exactly where the formula says.
 template <AOrder kOrder>
 void multiply(int64_t num_rows, int64_t num_vectors, int64_t num_k, const float* a, ptrdiff_t a_stride, const float* b,
               ptrdiff_t b_stride, float* c, ptrdiff_t c_stride, Start start, const float* alpha = nullptr) {
@@ -112,7 +112,8 @@ void multiply(int64_t num_rows, int64_t num_vectors, int64_t num_k, const float*
       register_tile_rows<kOrder, kTileVectors>(num_rows, num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha);
     } else if (kTileVectors > 2 && num_vectors == 3) {
       step = 3;
-      register_tile_rows<kOrder, kTileVectors - 1>(num_rows, num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha);
+      register_tile_rows<kOrder, kTileVectors - 1>(num_rows, num_k, a, a_stride, b, b_stride, c, c_stride, start,
+                                                   alpha);
     } else if (kTileVectors > 2 && num_vectors == 2) {
       step = 2;
       register_tile_rows<kOrder, 2>(num_rows, num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha);
@@ -144,8 +145,10 @@ void transpose_rows(const RowAt& src_row, int64_t num_rows, int64_t num_columns,
     for (int64_t c = 0; c < whole; c += 4) {
       const auto r0 = hn::Mul(hn::LoadU(d4, row[0] + c), scale), r1 = hn::Mul(hn::LoadU(d4, row[1] + c), scale);
       const auto r2 = hn::Mul(hn::LoadU(d4, row[2] + c), scale), r3 = hn::Mul(hn::LoadU(d4, row[3] + c), scale);
-      const auto t0 = hn::BitCast(d2, hn::InterleaveLower(d4, r0, r1)), t1 = hn::BitCast(d2, hn::InterleaveLower(d4, r2, r3));
-      const auto t2 = hn::BitCast(d2, hn::InterleaveUpper(d4, r0, r1)), t3 = hn::BitCast(d2, hn::InterleaveUpper(d4, r2, r3));
+      const auto t0 = hn::BitCast(d2, hn::InterleaveLower(d4, r0, r1)),
+                 t1 = hn::BitCast(d2, hn::InterleaveLower(d4, r2, r3));
+      const auto t2 = hn::BitCast(d2, hn::InterleaveUpper(d4, r0, r1)),
+                 t3 = hn::BitCast(d2, hn::InterleaveUpper(d4, r2, r3));
       hn::StoreU(hn::BitCast(d4, hn::InterleaveLower(d2, t0, t1)), d4, out + (c + 0) * dst_stride);
       hn::StoreU(hn::BitCast(d4, hn::InterleaveUpper(d2, t0, t1)), d4, out + (c + 1) * dst_stride);
       hn::StoreU(hn::BitCast(d4, hn::InterleaveLower(d2, t2, t3)), d4, out + (c + 2) * dst_stride);
