@@ -297,28 +297,48 @@ inline void store_bias_row(const BackwardRun& run, const BackwardTile& tile, int
 
 // ---- the tasks ------------------------------------------------------------------------------------------------------
 
+// rowsum(dout * out) of rows [i, i + 4), past the last one that row again; which of them have nothing but 0 in out.
+// One chain over d each, as dP is: where every v_j is the same, dP - delta is then 0 as it should be.
+inline void four_row_sums(const BackwardRun& run, const Sequence& sequence, int64_t head, int64_t i, float* sums,
+                          bool* all_zero) {
+  const AttentionProblem& p = *run.problem;
+  const hn::CappedTag<float, 4> four;
+  constexpr int64_t kWidest = 512;
+  HWY_ALIGN float rows[4 * kWidest], out[4 * kWidest], dout[4 * kWidest];
+  const int64_t width = p.head_dim_v;
+  const auto load = [&](Slot slot, const void* data, float* columns) {
+    for (int64_t r = 0; r < 4; ++r) {
+      const int64_t row = HWY_MIN(i + r, sequence.q_len - 1);
+      widen_strided(data, p.out_dtype, row_offset(p, slot, sequence, head, row), 1, width, rows + r * width);
+    }
+    transpose_rows([&](int64_t r) { return rows + r * width; }, 4, width, 1.0f, columns, 4);
+  };
+  load(Slot::kOut, run.args->out, out);
+  load(Slot::kDout, run.args->dout, dout);
+  auto sum = hn::Zero(four), any = hn::Zero(four);
+  for (int64_t k = 0; k < width; ++k) {
+    const auto o = hn::Load(four, out + 4 * k);
+    sum = hn::MulAdd(hn::Load(four, dout + 4 * k), o, sum);
+    any = hn::Or(any, hn::Abs(o));
+  }
+  HWY_ALIGN float bits[4];
+  hn::Store(any, four, bits);
+  hn::StoreU(sum, four, sums);
+  for (int r = 0; r < 4; ++r) all_zero[r] = bits[r] == 0.0f;
+}
+
 // delta = rowsum(dout * out) - dlse of a head's rows, and its sum into dsink: -sum_i exp(sink - lse_i) delta_i.
 inline void delta_rows(const BackwardRun& run, const Sequence& sequence, int64_t head) {
   const AttentionProblem& p = *run.problem;
-  const hn::CappedTag<float, 1> one_lane;
-  constexpr int64_t kWidest = 512;
-  HWY_ALIGN float out[kWidest], dout[kWidest];
-  const int64_t width = p.head_dim_v;
+  float sums[4] = {};
+  bool all_zero[4] = {};
   double dsink = 0.0;
   for (int64_t i = 0; i < sequence.q_len; ++i) {
-    widen_strided(run.args->out, p.out_dtype, row_offset(p, Slot::kOut, sequence, head, i), 1, width, out);
-    widen_strided(run.args->dout, p.out_dtype, row_offset(p, Slot::kDout, sequence, head, i), 1, width, dout);
-    // One chain over d, as dP is: where every v_j is the same, dP - delta is then 0 as it should be.
-    float sum = 0.0f;
-    bool all_zero = true;
-    for (int64_t k = 0; k < width; ++k) {
-      sum = hn::GetLane(hn::MulAdd(hn::Set(one_lane, dout[k]), hn::Set(one_lane, out[k]), hn::Set(one_lane, sum)));
-      all_zero &= out[k] == 0.0f;
-    }
+    if (i % 4 == 0) four_row_sums(run, sequence, head, i, sums, all_zero);
     const float lse = static_cast<const float*>(run.args->lse)[row_offset(p, Slot::kLse, sequence, head, i)];
     // A row whose sink is all it has: dout meets nothing there, not even where it is NaN.
-    const bool only_sink = p.sinks && all_zero && lse == run.args->sinks[head];
-    float delta = only_sink ? 0.0f : sum;
+    const bool only_sink = p.sinks && all_zero[i % 4] && lse == run.args->sinks[head];
+    float delta = only_sink ? 0.0f : sums[i % 4];
     if (p.dlse) delta -= static_cast<const float*>(run.args->dlse)[row_offset(p, Slot::kDlse, sequence, head, i)];
     run.delta[run.row_index(sequence, head, i)] = delta;
     if (p.dsinks && lse != -std::numeric_limits<float>::infinity())
