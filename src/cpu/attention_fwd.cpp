@@ -379,8 +379,8 @@ ScratchLayout lay_out_scratch(const ForwardShape& shape) {
   const int64_t rows = shape.decode_only ? shape.decode_rows : shape.unit_rows;
   const int64_t keys = shape.decode_only ? kDecodeBlock : shape.key_block;
   at.q = take(rows * d);
-  at.o = take(partial_floats(shape, rows));
-  at.sum_o = take(partial_floats(shape, rows));
+  at.part = take(partial_floats(shape, rows));
+  at.sum = take(partial_floats(shape, rows));
   at.k = take(keys * d);
   at.v = take(keys * dv);
   if (shape.decode_only) {

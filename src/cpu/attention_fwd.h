@@ -37,8 +37,8 @@ struct ForwardShape {
 
 // Offsets in floats into one worker's scratch.
 struct ScratchLayout {
-  int64_t lanes = 0, q = 0, o = 0, m = 0, l = 0, sum_o = 0, sum_m = 0, sum_l = 0, s = 0, tile = 0, row = 0, k = 0,
-          v = 0;
+  int64_t lanes = 0, q = 0, s = 0, tile = 0, row = 0, k = 0, v = 0;
+  int64_t part = 0, sum = 0;                                    // partials: of a chunk, of the chunks so far
   int64_t q_pairs = 0, k_rows16 = 0, v_pairs = 0, p_pairs = 0;  // bf16 dot product
   int64_t floats = 0;
 };

@@ -98,7 +98,7 @@ void attend_rows(const ForwardRun& run, const UnitTask& task, float* scratch) {
       transpose_queries(unit, block);
     }
   }
-  run_chunks(task, unit, keys, scratch + at.o, scratch + at.sum_o, run.partial_stride);
+  run_chunks(task, unit, keys, scratch + at.sum, scratch + at.part, run.partial_stride);
 }
 
 struct DecodeLoop : DecodeUnit {
@@ -130,7 +130,7 @@ void attend_decode(const ForwardRun& run, const UnitTask& task, float* scratch) 
   unit.v_rows = locate_keys(*run.problem, *run.args, task.work->where, Slot::kV, task.kv_head);
   load_decode_rows(unit);
   const UnitKeys keys{unit.rows[0].keys.lo, unit.rows[unit.num_rows - 1].keys.hi};
-  run_chunks(task, unit, keys, scratch + at.o, scratch + at.sum_o, run.partial_stride);
+  run_chunks(task, unit, keys, scratch + at.sum, scratch + at.part, run.partial_stride);
 }
 
 void attend(const ForwardRun& run, const UnitTask& task, float* scratch) {

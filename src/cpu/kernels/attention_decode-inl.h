@@ -1,9 +1,8 @@
 // Forward for a sequence with few packed query rows (decode), lanes = head_dim: K and V are streamed once for the whole
 // group of query heads, at the speed of memory. Per step of 64 keys:
 //
-//   scores  S[row][key]: one register tile of rows x keys holds as many dot products as a vector has lanes; adding
-// their
-//           transposes gives them all in one vector
+//   scores  S[row][key]: one register tile of rows x keys holds as many dot products as a vector has lanes; adding the
+//           vectors' transposes gives them all in one vector
 //   softmax along the row
 //   O[row][head_dim_v] += P V: V rows are vectors, P is broadcast
 //
