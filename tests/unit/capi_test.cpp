@@ -332,8 +332,13 @@ TEST(Attention, AForkedChildComputes) {
   ASSERT_EQ(heed_attention(&small.args, nullptr), HEED_OK) << heed_last_error();
   const std::vector<float> want = small.out;
   std::atomic<bool> stop{false};
-  std::thread other([&] {  // the cache's locks and the pool are in use while this thread forks
+  // The cache's locks and the pool are in use while this thread forks; memory is not: the address sanitizer's allocator does
+  // not survive a fork that finds another thread inside it.
+  std::vector<char> workspace(1 << 20);
+  std::thread other([&] {
     SmallAttention mine;
+    mine.args.workspace = workspace.data() + (64 - reinterpret_cast<uintptr_t>(workspace.data()) % 64);
+    mine.args.workspace_bytes = workspace.size() - 64;
     while (!stop.load()) heed_attention(&mine.args, nullptr);
   });
   for (int i = 0; i < 10; ++i) {
