@@ -67,10 +67,14 @@ int run_info(const InfoRequest& request) {
 
 int run_explain(const ExplainRequest& request) {
   nlohmann::json all = nlohmann::json::array();
+  bool planned = true;
   for (const std::string& line : problem_lines(request.words)) {
     const ProblemPtr problem = parse_problem(line);
+    const heed_plan_options options = plan_options(request.backend);
+    heed_plan* plan = nullptr;
+    planned = heed_plan_create(problem.get(), &options, &plan) == HEED_OK && planned;  // the explanation says why not
+    heed_plan_destroy(plan);
     if (!request.json) {
-      const heed_plan_options options = plan_options(request.backend);
       fmt::print("{}\n", read_text([&](char* buffer, size_t bytes, size_t* needed) {
                    return heed_explain(problem.get(), &options, buffer, bytes, needed);
                  }));
@@ -90,7 +94,7 @@ int run_explain(const ExplainRequest& request) {
                    {"verdicts", rows}});
   }
   if (request.json) fmt::print("{}\n", all.dump(2));
-  return 0;
+  return planned ? 0 : 1;
 }
 
 }  // namespace heed::cli

@@ -2,15 +2,18 @@
 include(FetchContent)
 find_package(Threads REQUIRED)
 
-# fmt: its sources are compiled into the library (src/base/format.cpp), so only headers are needed.
-find_package(fmt 9 QUIET)
-if(NOT TARGET fmt::fmt)
+# fmt: what heed uses of it is compiled into the library (src/base/format.cpp), so only headers are needed.
+find_path(FMT_INCLUDE_DIR fmt/core.h)
+if(NOT FMT_INCLUDE_DIR)
   FetchContent_Declare(fmt GIT_REPOSITORY https://github.com/fmtlib/fmt GIT_TAG 9.1.0)
-  FetchContent_MakeAvailable(fmt)
+  FetchContent_GetProperties(fmt)
+  if(NOT fmt_POPULATED)
+    FetchContent_Populate(fmt)
+  endif()
+  set(FMT_INCLUDE_DIR ${fmt_SOURCE_DIR}/include)
 endif()
-get_target_property(fmt_includes fmt::fmt INTERFACE_INCLUDE_DIRECTORIES)
 add_library(fmt_headers INTERFACE)
-target_include_directories(fmt_headers SYSTEM INTERFACE ${fmt_includes})
+target_include_directories(fmt_headers SYSTEM INTERFACE ${FMT_INCLUDE_DIR})
 
 # Google Highway: headers only, compiled once per instruction set; heed picks the set itself, so libhwy is not needed.
 find_path(HWY_INCLUDE_DIR hwy/highway.h)

@@ -175,6 +175,9 @@ class Explain(CommandTest):
 
     def test_a_backend_that_is_not_there(self):
         self.fails(2, "nothing", "explain", SMALL, "--json", "--backend", "nothing")
+        explained = heed("explain", SMALL, "--backend", "nothing")
+        self.assertEqual(explained.returncode, 1)
+        self.assertIn('"nothing": no such backend', explained.stdout)
 
 
 class RunProblem(CommandTest):
