@@ -20,7 +20,8 @@
 #include "small_attention.h"
 
 #if defined(__SANITIZE_THREAD__)
-extern "C" const char* __tsan_default_options() { return "die_after_fork=0"; }  // starting threads in a forked child
+// Threads are started in a forked child. Visible, or the sanitizer's library does not find it.
+extern "C" __attribute__((visibility("default"))) const char* __tsan_default_options() { return "die_after_fork=0"; }
 #endif
 
 namespace heed {
