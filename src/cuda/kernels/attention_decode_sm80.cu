@@ -1,0 +1,364 @@
+// Attention forward for few queries over many keys: as fast as memory delivers K and V. Ampere and later.
+//
+//   S^T = K Q^T  [keys, rows]     O^T = V^T P^T  [Dv, rows]      f16 or bf16, sums in f32
+//
+// A block owns tile_q (8 or 16) rows of one (sequence, kv head) and one split of its keys; its warps take the keys in steps
+// of 16, round robin, and meet once, at the end. Keys are the m of the products, so that a row costs 8 columns, not 16.
+//
+// K and V go from memory straight into mma operands, 16 bytes a load; nothing passes through shared memory. A product does
+// not care in which order its inner dimension is summed: lane (g, t) loads d = 8 t .. 8 t + 7 of every 32 of key g, and of Q
+// alike, and these words are the fragments of two k16 steps. Of V it loads columns 8 g .. 8 g + 7 of every 64 of the four
+// keys that it has in P, and interleaves pairs of keys.  g = lane / 4, t = lane % 4.
+// In flight: K of the next step from the moment S is done, V of the next step from the moment O is: 512 B a lane at D 128.
+//
+// Shared memory, f32, only at the end: O [warps][tile_q][Dv] | maxima [warps][tile_q] | sums [warps][tile_q] | flags.
+#include "output.cuh"
+#include "params.h"
+#include "ptx.cuh"
+#include "rows.cuh"
+#include "score.cuh"
+
+namespace heed::cuda {
+
+constexpr int kStep = 16;  // keys of a warp's step
+
+// What one lane has in flight of one step of keys.
+template <AttentionFwdVariant kV>
+struct KeyFragments {
+  static constexpr int kChunks = kV.head_dim / 32, kHalves = kV.head_dim_v / 64;
+  uint4 k[2][kChunks];  // keys g, g + 8
+  uint4 v[4][kHalves];  // keys 2t, 2t + 1, 2t + 8, 2t + 9
+};
+
+// gather: keys lie in pages. Rows start on 16 bytes either way.
+template <AttentionFwdVariant kV>
+struct KeyReader {
+  const AttentionFwdParams& p;
+  const BlockWork& w;
+  const char *k_base, *v_base;  // at this lane's column
+  i32 end;  // keys at and past it are not read
+  int lane;
+  // Of key lane % 16: of the next step to load, and of the one after it, asked for a whole iteration before it is needed:
+  // a look-up waits in the same queue as K and V.
+  i32 page, later_page;
+  u32 place, later_place;
+
+  __device__ __forceinline__ KeyReader(const AttentionFwdParams& params, const BlockWork& work, i32 key_end, int l)
+      : p(params), w(work), end(key_end), lane(l), page(0), later_page(0), place(0), later_place(0) {
+    k_base = static_cast<const char*>(p.k) + (first_key(p, w, p.k_stride) + lane % 4 * 8) * 2;
+    v_base = static_cast<const char*>(p.v) + (first_key(p, w, p.v_stride) + lane / 4 * 8) * 2;
+  }
+
+  // Looks up the pages of step j0; keys past the end count as the last one, whose scores and weights are hidden.
+  __device__ __forceinline__ void look_up(i32 j0) {
+    if constexpr (kV.gather) {
+      const u32 key = static_cast<u32>(w.k_begin) + min(j0 + lane % kStep, end - 1), page_size = p.page_size;
+      later_page = p.page_table[w.cache_row * p.page_table_stride + key / page_size * p.page_table_step];
+      later_place = key % page_size;
+    }
+  }
+  __device__ __forceinline__ void advance() { page = later_page, place = later_place; }
+
+  __device__ __forceinline__ const char* row_of(const char* base, const Strides3& stride, i32 j0, int key) const {
+    if constexpr (kV.gather) {
+      const i64 page_of_key = __shfl_sync(0xffffffffu, page, key), place_of_key = __shfl_sync(0xffffffffu, place, key);
+      return base + (page_of_key * stride.b + place_of_key * stride.s) * 2;
+    } else {
+      return base + min(j0 + key, end - 1) * stride.s * 2;
+    }
+  }
+
+  __device__ __forceinline__ uint4 read(const char* from, bool in_dim) const {
+    return in_dim ? load_streamed_16(from) : make_uint4(0, 0, 0, 0);
+  }
+
+  __device__ __forceinline__ void load_k(KeyFragments<kV>& f, i32 j0) const {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const char* row = row_of(k_base, p.k_stride, j0, lane / 4 + r * 8);
+#pragma unroll
+      for (int c = 0; c < KeyFragments<kV>::kChunks; ++c)
+        f.k[r][c] = read(row + c * 64, c * 32 + lane % 4 * 8 < p.head_dim);
+    }
+  }
+  __device__ __forceinline__ void load_v(KeyFragments<kV>& f, i32 j0) const {
+#pragma unroll
+    for (int r = 0; r < 4; ++r) {
+      const char* row = row_of(v_base, p.v_stride, j0, lane % 4 * 2 + r % 2 + r / 2 * 8);
+#pragma unroll
+      for (int h = 0; h < KeyFragments<kV>::kHalves; ++h)
+        f.v[r][h] = read(row + h * 128, h * 64 + lane / 4 * 8 < p.head_dim_v);
+    }
+  }
+};
+
+__device__ __forceinline__ u32 word_of(const uint4& x, int i) {
+  return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
+}
+
+// Scores with every term, hidden ones -inf, in units of log2. s[group][e]: key g + e / 2 * 8, row group * 8 + 2 t + e % 2.
+template <AttentionFwdVariant kV, int kGroups>
+__device__ __forceinline__ void finish_scores(float (&s)[kGroups][4], const AttentionFwdParams& p, const BlockWork& w,
+                                              const RowMap& rows, i32 j0, i32 end, bool whole, float scale_log2,
+                                              int lane) {
+  const float kInf = __int_as_float(0x7f800000);
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const i32 j = j0 + lane / 4 + e / 2 * 8;
+      if constexpr (kV.modified) {
+        const int row = group * 8 + lane % 4 * 2 + e % 2;
+        const i32 query = rows.query(row);
+        s[group][e] = j < end && query < w.q_len
+                          ? score_of < kV.is_bf16
+                                ? kElementBf16
+                                : kElementF16 > (p, w.b, s[group][e], query, rows.head(row), j, w.offset)
+                          : -kInf;
+      } else {
+        s[group][e] *= scale_log2;
+        if (!whole && j >= end) s[group][e] = -kInf;
+      }
+    }
+  if constexpr (kV.mask != kMaskNone) {
+    if (whole) return;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const i32 query = min(rows.query(group * 8 + lane % 4 * 2 + e), max(0, w.q_len - 1));
+        const KeyRange range = visible_keys(p, w.k_len, query + w.offset);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const i32 j = j0 + lane / 4 + half * 8;
+          if (j < range.lo || j >= range.hi) s[group][half * 2 + e] = -kInf;
+        }
+      }
+  }
+}
+
+// The exact online step of one warp: maxima over the step's keys, O and sums rescaled.
+template <int kGroups, int kOut>
+__device__ __forceinline__ void raise_maxima(const float (&s)[kGroups][4], float (&top)[kGroups][2],
+                                             float (&sum)[kGroups][2], float (&acc_o)[kGroups][kOut][4]) {
+  const float kInf = __int_as_float(0x7f800000);
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float next = fmaxf(s[group][e], s[group][2 + e]);
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) next = fmaxf(next, __shfl_xor_sync(0xffffffffu, next, step));
+      next = fmaxf(next, top[group][e]);
+      const float alpha = ex2(top[group][e] - (next == -kInf ? 0.0f : next));
+      top[group][e] = next;
+      sum[group][e] *= alpha;
+#pragma unroll
+      for (int n = 0; n < kOut; ++n) acc_o[group][n][e] *= alpha, acc_o[group][n][2 + e] *= alpha;
+    }
+}
+
+// Probabilities into `x`; false where a row's maximum has to be raised first (also where it is still -inf: inf or NaN here).
+template <int kGroups>
+__device__ __forceinline__ bool exponentials(const float (&s)[kGroups][4], const float (&top)[kGroups][2],
+                                             float (&x)[kGroups][4], bool settled) {
+  const float kInf = __int_as_float(0x7f800000);
+  bool fits = true;
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const float reference = settled && top[group][e % 2] == -kInf ? 0.0f : top[group][e % 2];
+      x[group][e] = ex2(s[group][e] - reference);
+      fits = fits && x[group][e] <= 16384.0f;
+    }
+  return settled || __all_sync(0xffffffffu, fits);
+}
+
+template <AttentionFwdVariant kV>
+__global__ void __launch_bounds__(kV.warps * 32) attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
+  using F = KeyFragments<kV>;
+  constexpr int kGroups = kV.tile_q / 8, kOut = F::kHalves * 4, kThreads = kV.warps * 32;
+  constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
+  const float kInf = __int_as_float(0x7f800000);
+  extern __shared__ __align__(16) float shared[];
+  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  launch_dependents();
+  const BlockWork w = block_work<kV>(p, blockIdx.x);
+  if (w.idle) return;
+  const RowMap rows(p, w);
+  const float scale_log2 = plain_scale(p);
+  const i32 begin = w.tile_begin * kV.tile_k, end = min(w.tile_end * kV.tile_k, w.k_len);
+
+  float acc_o[kGroups][kOut][4], top[kGroups][2], sum[kGroups][2];
+  u32 q[kGroups][F::kChunks][4];
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int n = 0; n < kOut; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc_o[group][n][e] = 0.0f;
+    top[group][0] = top[group][1] = -kInf;
+    sum[group][0] = sum[group][1] = 0.0f;
+  }
+
+  i32 j0 = begin + warp * kStep;
+  if (j0 < end) {
+    KeyReader<kV> reader(p, w, end, lane);
+    KeyFragments<kV> f;
+    reader.look_up(j0);
+    reader.advance();
+    reader.load_k(f, j0);
+    reader.load_v(f, j0);
+    reader.look_up(j0 + kV.warps * kStep);
+    reader.advance();
+    reader.look_up(j0 + 2 * kV.warps * kStep);
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const int row = group * 8 + lane / 4;
+      const i32 query = rows.query(row);
+      const char* from =
+          static_cast<const char*>(p.q) +
+          (w.b * p.q_stride.b + rows.head(row) * p.q_stride.h + (w.q_begin + query) * p.q_stride.s + lane % 4 * 8) * 2;
+#pragma unroll
+      for (int c = 0; c < F::kChunks; ++c) {
+        const uint4 x = reader.read(from + c * 64, query < w.q_len && c * 32 + lane % 4 * 8 < p.head_dim);
+        q[group][c][0] = x.x, q[group][c][1] = x.y, q[group][c][2] = x.z, q[group][c][3] = x.w;
+      }
+    }
+    // Keys that every row sees: there nothing is hidden.
+    i32 full_lo = 0, full_hi = end;
+    if constexpr (kV.mask != kMaskNone) {
+      const i32 last = max(0, w.q_len - 1);
+      full_lo = static_cast<i32>(visible_keys(p, w.k_len, min(rows.query(kV.tile_q - 1), last) + w.offset).lo);
+      full_hi = min(end, static_cast<i32>(visible_keys(p, w.k_len, min(rows.query(0), last) + w.offset).hi));
+    }
+
+#pragma unroll 1
+    for (; j0 < end; j0 += kV.warps * kStep) {
+      const i32 next = j0 + kV.warps * kStep;
+      float s[kGroups][4];
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[group][e] = 0.0f;
+#pragma unroll
+      for (int c = 0; c < F::kChunks; ++c) {
+        const u32 a0[4] = {f.k[0][c].x, f.k[1][c].x, f.k[0][c].y, f.k[1][c].y};
+        const u32 a1[4] = {f.k[0][c].z, f.k[1][c].z, f.k[0][c].w, f.k[1][c].w};
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          mma_m16n8k16<kV.is_bf16>(s[group], a0, q[group][c][0], q[group][c][1]);
+          mma_m16n8k16<kV.is_bf16>(s[group], a1, q[group][c][2], q[group][c][3]);
+        }
+      }
+      reader.load_k(f, next);  // past the end: the last key again, which is not used
+
+      finish_scores<kV>(s, p, w, rows, j0, end, j0 >= full_lo && j0 + kStep <= full_hi, scale_log2, lane);
+      float x[kGroups][4];
+      if (!exponentials(s, top, x, false)) {
+        raise_maxima(s, top, sum, acc_o);
+        exponentials(s, top, x, true);
+      }
+      u32 probability[kGroups][2];  // B fragments: keys 2t, 2t + 1 (+ 8) of row g
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group) {
+        sum[group][0] += x[group][0] + x[group][2];
+        sum[group][1] += x[group][1] + x[group][3];
+        probability[group][0] = movmatrix_trans(cvt_pair<kV.is_bf16>(x[group][0], x[group][1]));
+        probability[group][1] = movmatrix_trans(cvt_pair<kV.is_bf16>(x[group][2], x[group][3]));
+      }
+#pragma unroll
+      for (int h = 0; h < F::kHalves; ++h)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {  // columns 8 g + 2 i and 8 g + 2 i + 1
+          const u32 v0 = word_of(f.v[0][h], i), v1 = word_of(f.v[1][h], i), v2 = word_of(f.v[2][h], i),
+                    v3 = word_of(f.v[3][h], i);
+          const u32 a[4] = {__byte_perm(v0, v1, 0x5410), __byte_perm(v0, v1, 0x7632), __byte_perm(v2, v3, 0x5410),
+                            __byte_perm(v2, v3, 0x7632)};
+#pragma unroll
+          for (int group = 0; group < kGroups; ++group)
+            mma_m16n8k16<kV.is_bf16>(acc_o[group][h * 4 + i], a, probability[group][0], probability[group][1]);
+        }
+      reader.load_v(f, next);
+      reader.advance();
+      reader.look_up(next + 2 * kV.warps * kStep);
+    }
+  }
+
+  // The warps meet. Thread: one row and every (kThreads / tile_q)th column; warps summed in order.
+  float* all_o = shared;
+  float* all_top = all_o + kV.warps * kV.tile_q * kV.head_dim_v;
+  float* all_sum = all_top + kV.warps * kV.tile_q;
+  u32* flags = reinterpret_cast<u32*>(all_sum + kV.warps * kV.tile_q);
+  if (thread == 0) flags[0] = 0;
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float total = sum[group][e];
+#pragma unroll
+      for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+      const int row = group * 8 + lane % 4 * 2 + e;
+      if (lane / 4 == 0) all_top[warp * kV.tile_q + row] = top[group][e], all_sum[warp * kV.tile_q + row] = total;
+#pragma unroll
+      for (int n = 0; n < kOut; ++n)
+        *reinterpret_cast<float2*>(all_o + (warp * kV.tile_q + row) * kV.head_dim_v + n / 4 * 64 + lane / 4 * 8 +
+                                   n % 4 * 2) = make_float2(acc_o[group][n][e], acc_o[group][n][2 + e]);
+    }
+  __syncthreads();
+
+  constexpr int kThreadsPerRow = kThreads / kV.tile_q;
+  const int row = thread / kThreadsPerRow;
+  const i32 query = rows.query(row), head = rows.head(row);
+  if (query < w.q_rows) {
+    float best = -kInf, total = 0.0f, weight[kV.warps];
+#pragma unroll
+    for (int i = 0; i < kV.warps; ++i) best = fmaxf(best, all_top[i * kV.tile_q + row]);
+    float sink = -kInf;
+    if (!kV.split && p.sinks != nullptr && query < w.q_len) sink = p.sinks[head] * kLog2e;
+    best = fmaxf(best, sink);
+    const float reference = best == -kInf ? 0.0f : best;
+#pragma unroll
+    for (int i = 0; i < kV.warps; ++i) {
+      weight[i] = ex2(all_top[i * kV.tile_q + row] - reference);
+      total += all_sum[i * kV.tile_q + row] * weight[i];
+    }
+    total += ex2(sink - reference);
+    const bool counts = query < w.q_len;
+    if (!counts) total = 0.0f;
+    const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
+    const i64 slot = kV.split ? partial_slot(p, w, head, query) : 0;
+    const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
+    const bool empty = kV.split && total == 0.0f;  // combine does not read it
+    bool nan = false;
+    for (int column = thread % kThreadsPerRow; column < p.head_dim_v && !empty; column += kThreadsPerRow) {
+      float y = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kV.warps; ++i) y = fmaf(weight[i], all_o[(i * kV.tile_q + row) * kV.head_dim_v + column], y);
+      y = counts ? y * inverse : 0.0f;
+      nan = nan || y != y;
+      if constexpr (kV.split)
+        p.partial_out[slot * p.head_dim_v + column] = y;
+      else if (p.out_is_f32)
+        static_cast<float*>(p.out)[at + column] = y;
+      else
+        static_cast<unsigned short*>(p.out)[at + column] = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
+    }
+    if (nan) atomicOr(flags, 1u << row);
+    if (thread % kThreadsPerRow == 0) {
+      const float lse = total == 0.0f ? -kInf : (reference + lg2(total)) * kLn2;
+      if constexpr (kV.split)
+        p.partial_lse[slot] = query < w.q_len || w.split > 0 ? lse : __uint_as_float(kPaddingLse);
+      else
+        store_lse(p, w, head, query, lse);
+    }
+  }
+  if constexpr (kV.mask != kMaskNone || kV.modified) {
+    __syncthreads();
+    for (int r = warp; r < kV.tile_q; r += kV.warps)
+      if (flags[0] >> r & 1) redo_row<kV>(p, w, rows.query(r), rows.head(r), lane);
+  }
+}
+
+}  // namespace heed::cuda

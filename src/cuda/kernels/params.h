@@ -1,0 +1,130 @@
+// What host and device agree on. Host-clean: plain types, no CUDA, no standard library.
+#pragma once
+
+namespace heed::cuda {
+
+using i32 = int;
+using u32 = unsigned int;
+using i64 = long long;
+using u64 = unsigned long long;
+
+enum MaskKind : int {
+  kMaskNone = 0,     // every key up to the sequence's end
+  kMaskRange = 1,    // causal, window, chunk: keys [lo, hi) of each query
+  kMaskElement = 2,  // and a boolean mask tensor
+};
+
+enum ElementType : int { kElementF32 = 0, kElementF16 = 1, kElementBf16 = 2 };
+
+// Bits of a sequence's status, as in heed/attention.h.
+enum SequenceStatus : int { kStatusLengthQ = 1, kStatusLengthK = 2, kStatusPage = 4, kStatusAppend = 8 };
+
+// lse of split 0 of a row that no query owns (padding): no arithmetic makes a NaN with these bits.
+constexpr unsigned int kPaddingLse = 0x7fc0dead;
+
+// One compiled kernel. Lengths, strides and scales are never in it (docs/decisions).
+struct AttentionFwdVariant {
+  int is_bf16 = 0;
+  int head_dim = 64;    // padded to a multiple of 16
+  int head_dim_v = 64;
+  int tile_q = 128;
+  int tile_k = 64;
+  int warps = 4;
+  int stages = 2;       // of K and V each
+  int mask = kMaskNone;
+  int modified = 0;     // softcap, bias, ALiBi or dropout: run-time branches, uniform over the block
+  int gather = 0;       // pages or unaligned rows: row addresses worked out one by one
+  int split = 0;        // writes f32 partials for combine
+  int blocks = 0;       // of a multiprocessor, which bounds registers; 0: the kernel's own estimate
+};
+
+// Dimension order of strides: b, h, s (elements); the last dimension's is 1.
+struct Strides3 {
+  i64 b, h, s;
+};
+struct Strides4 {
+  i64 b, h, i, j;
+};
+
+struct AttentionFwdParams {
+  const void* q;        // [batch, seqlen_q, nheads_q, head_dim] by strides
+  const void* k;        // [batch, seqlen_k, nheads_kv, head_dim]; pages: [num_pages, page_size, nheads_kv, head_dim]
+  const void* v;
+  void* out;            // [batch, seqlen_q, nheads_q, head_dim_v]
+  float* lse;           // [batch, nheads_q, seqlen_q]; may be null
+  Strides3 q_stride, k_stride, v_stride, out_stride, lse_stride;
+
+  const void* bias;
+  const unsigned char* mask;
+  const float* alibi_slopes;
+  const float* sinks;
+  Strides4 bias_stride, mask_stride;
+  i64 alibi_stride_b;
+
+  const i32* cu_seqlens_q;
+  const i32* cu_seqlens_k;
+  const i32* seqused_q;
+  const i32* seqused_k;
+  const i32* leftpad_k;
+  const i32* page_table;
+  const i32* cache_batch_idx;
+  i32* status;
+
+  i64 batch, seqlen_q, seqlen_k, total_q, total_k;
+  i64 num_tiles_q;  // tiles of rows a (batch, head) may have: the grid's innermost extent; packed: of all sequences
+  i32 nheads_q, nheads_kv;
+  i32 gqa_ratio;
+  i32 rows_per_query;  // query heads of a kv head that share a tile: gqa_ratio where packed, else 1
+  i32 head_dim, head_dim_v;
+  i32 page_size;
+  i32 num_pages;
+  i64 page_table_stride;
+  i64 cache_rows;
+
+  i64 window_left, window_right, chunk, q_offset;
+  i32 offset_kind;
+  i32 out_is_f32, bias_is_f32;
+  i32 longest_first;  // causal: heavy tiles start first
+  i32 heads_per_section;
+  i32 aligned;  // every row of q, k, v, out starts on 16 bytes
+
+  float softmax_scale_log2;  // scale * log2(e)
+  float softcap;  // 0: off
+  float dropout_scale;  // 1 / (1 - p)
+  u32 dropout_on;
+  u64 dropout_threshold;  // round((1 - p) 2^32)
+  u64 dropout_seed, dropout_offset;
+  const u64* dropout_seed_ptr;
+  const u64* dropout_offset_ptr;
+  i64 index_base[4];
+
+  float* partial_out;  // [rows, nheads_q, max_splits, head_dim_v]; rows: batch * seqlen_q, packed total_q
+  float* partial_lse;  // [rows, nheads_q, max_splits]
+  i32 max_splits;
+  i32 split_tiles;  // key tiles of one split
+
+  i64 page_table_step;  // between the entries of a row of the page table
+  i64 q_limit, k_limit;  // longest lengths that bias and mask cover; 0: any
+  // [batch + 1], written by check_sequences, read by everyone after it: status bits of each sequence, then whether
+  // cu_seqlens_q is out of order. Null: every block checks the lengths of its own sequence, and there are no pages.
+  i32* sequence_status;
+};
+
+struct KvAppendParams {
+  const void *k_new, *v_new, *q;  // [batch, seqlen, heads, dim] by strides; null where the problem has none
+  void *k_cache, *v_cache, *q_out;  // pages: [num_pages, page_size, nheads_kv, dim]
+  const void *rotary_cos, *rotary_sin;  // [rotary_rows, rotary_dim / 2]
+  Strides3 k_new_stride, v_new_stride, q_stride, k_cache_stride, v_cache_stride, q_out_stride;
+  i64 cos_stride, sin_stride;  // between rows
+  const i32 *cu_seqlens_new, *cu_seqlens_q, *cache_seqlens, *rotary_seqlens, *leftpad_k, *page_table, *cache_batch_idx;
+  i32* status;
+  i64 page_table_stride, page_table_step;
+  i64 batch, seqlen_q, seqlen_new, seqlen_k, total_q, total_new, cache_rows, rotary_rows, num_pages;
+  i32 nheads_q, nheads_kv, head_dim, head_dim_v, page_size;
+  i32 rotary_dim;  // 0: none
+  i32 rotary_interleaved, rotary_is_f32;
+  i32 q_per_position;  // query i turned at position start + i; else all at start
+  i32 slices;  // blocks of a sequence: the grid is batch * slices
+};
+
+}  // namespace heed::cuda

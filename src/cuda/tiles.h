@@ -1,0 +1,184 @@
+// The tile tables: which specialisation of each GPU kernel does what, and why. Pure functions of the host, tested
+// without a GPU; kernel_build_test compiles every row.
+#pragma once
+
+#include <cstddef>
+#include <iterator>
+
+#include "cuda/kernels/params.h"
+
+namespace heed::cuda {
+
+// ---- attention_fwd_sm80 ---------------------------------------------------------------------------------------------
+
+// kFull: every key of the sequence; kRange: causal, window or chunk; kModified: softcap, bias, ALiBi, dropout or a
+// boolean mask as well. Each holds more per score than the one before, so a row serves those before it too.
+enum class ScoreKind { kFull, kRange, kModified };
+// Where the grid is small the tile is low, so that every multiprocessor has a block; splits and gathered loads always
+// take the low one.
+enum class TileHeight { kTall, kLow };
+
+struct AttentionFwdTile {
+  int head_dim, head_dim_v;  // padded
+  ScoreKind score;
+  TileHeight height;
+  int tile_q, tile_k, warps, stages;
+  int blocks;  // of a multiprocessor: what registers are shared among
+  int spill_bytes;  // what ptxas may spill, at most 64 and outside the loop
+  const char* why;
+};
+
+// TFLOP/s in the reasons: bf16, 16k tokens, hidden 2048, on an H200.
+inline constexpr AttentionFwdTile kAttentionFwdTiles[] = {
+    {32, 32, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 2, 2, 0, "a third block would spill"},
+    {32, 32, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 3, 0, "a fourth block would spill"},
+    {32, 32, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
+
+    {64, 64, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 2, 2, 0, "4k keys, full: 313 against 307 of 64 rows"},
+    {64, 64, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 3, 0, "causal to 1k keys: 217 against 203 of 128 rows"},
+    {64, 64, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
+
+    {96, 96, ScoreKind::kFull, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "as tall as registers allow"},
+    {96, 96, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 2, 2, 0, "128x64 spills"},
+    {96, 96, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "as d128"},
+    {96, 96, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "as d128"},
+
+    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 1, 2, 0, "64 keys spill, two stages on sm_80"},
+    {128, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "causal, 4k: 283 against 314 of 128 rows"},
+    {128, 128, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "fits twice where a block may have 99 KB"},
+
+    {192, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "128 rows would not fit 99 KB"},
+    {192, 128, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills"},
+
+    {256, 256, ScoreKind::kFull, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "exactly the 99 KB of sm_86, 89 and 120"},
+    {256, 256, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills where keys are hidden"},
+};
+
+constexpr int kPaddingElements = 8;  // behind each row in shared memory (attention_fwd_sm80.cu)
+
+constexpr int shared_bytes(const AttentionFwdTile& t) {
+  const int pitch = t.head_dim + kPaddingElements, pitch_v = t.head_dim_v + kPaddingElements;
+  return 2 * (t.tile_q * pitch + t.stages * t.tile_k * (pitch + pitch_v));
+}
+
+// The padded pair of head dims that takes head_dim and head_dim_v, by index; -1 where none does (the portable kernel
+// does).
+struct HeadDims {
+  int head_dim, head_dim_v;
+};
+inline constexpr HeadDims kAttentionFwdHeadDims[] = {{32, 32}, {64, 64}, {96, 96}, {128, 128}, {192, 128}, {256, 256}};
+
+constexpr const HeadDims* padded_head_dims(long long head_dim, long long head_dim_v) {
+  for (const HeadDims& dims : kAttentionFwdHeadDims)
+    if (head_dim <= dims.head_dim && head_dim_v <= dims.head_dim_v) return &dims;
+  return nullptr;
+}
+
+// The row for padded dims on a device that grants a block `shared_limit` bytes: of the height wanted, else low; of the
+// score wanted, else the nearest that serves it.
+constexpr const AttentionFwdTile* attention_fwd_tile(HeadDims dims, ScoreKind score, TileHeight height,
+                                                     int shared_limit) {
+  for (const TileHeight wanted : {height, TileHeight::kLow})
+    for (const AttentionFwdTile& t : kAttentionFwdTiles)  // scores stand in rising order
+      if (t.head_dim == dims.head_dim && t.head_dim_v == dims.head_dim_v && t.height == wanted && t.score >= score &&
+          shared_bytes(t) <= shared_limit)
+        return &t;
+  return nullptr;
+}
+
+// ---- attention_decode_sm80 ------------------------------------------------------------------------------------------
+
+// Few rows (queries of all heads of a group) over many keys. Its steps of K take 32 columns, of V 64.
+struct DecodeTile {
+  int head_dim, head_dim_v;  // padded
+  int tile_q, tile_k, warps;
+  int spill_bytes;
+  const char* why;
+};
+
+inline constexpr DecodeTile kDecodeTiles[] = {
+    {64, 64, 8, 64, 4, 0, "up to eight heads of a group"},
+    {64, 64, 16, 64, 4, 0, "up to sixteen"},
+    {128, 128, 8, 64, 4, 0, "up to eight heads of a group"},
+    {128, 128, 16, 64, 4, 0, "up to sixteen"},
+    {192, 128, 8, 64, 4, 0, "sixteen rows spill, as D 256 does with eight: attention_fwd_sm80 takes those"},
+};
+
+constexpr int shared_bytes(const DecodeTile& t) {  // f32: O, maxima, sums, flags
+  return 4 * (t.warps * t.tile_q * (t.head_dim_v + 2) + t.tile_q);
+}
+
+constexpr const DecodeTile* decode_tile(long long head_dim, long long head_dim_v, long long rows) {
+  for (const DecodeTile& t : kDecodeTiles)
+    if (head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && rows <= t.tile_q) return &t;
+  return nullptr;
+}
+
+// ---- attention_fwd_portable -----------------------------------------------------------------------------------------
+
+struct PortableTile {
+  int dim;  // of both head dims, padded
+  int tile_q, tile_k;
+  int spill_bytes;
+  const char* why;
+};
+
+inline constexpr PortableTile kPortableTiles[] = {
+    {64, 64, 64, 0, "4 x 8 sums a thread"},
+    {128, 64, 32, 0, "4 x 16 sums a thread"},
+    {256, 32, 32, 0, "2 x 32 sums a thread; 64 rows would not fit 99 KB"},
+    {512, 16, 16, 0, "64 sums a thread; 32 keys would not fit 99 KB"},
+};
+constexpr int kPortableThreads = 128;
+
+constexpr int shared_bytes(const PortableTile& t) {
+  const int pitch = t.dim + 4;
+  return 4 * (t.tile_q * pitch + t.tile_k * pitch + t.tile_q * (t.tile_k + 1) + 11 * t.tile_q);
+}
+
+constexpr const PortableTile* portable_tile(long long head_dim, long long head_dim_v) {
+  for (const PortableTile& t : kPortableTiles)
+    if (head_dim <= t.dim && head_dim_v <= t.dim) return &t;
+  return nullptr;
+}
+
+// ---- devices --------------------------------------------------------------------------------------------------------
+
+// Shared memory that a block may be granted, by what NVRTC compiles for.
+struct Architecture {
+  const char* name;
+  int shared_limit;
+};
+inline constexpr Architecture kArchitectures[] = {{"sm_80", 163 << 10},  {"sm_86", 99 << 10},   {"sm_89", 99 << 10},
+                                                  {"sm_90a", 227 << 10}, {"sm_100", 227 << 10}, {"sm_120", 99 << 10}};
+
+// ---- checks ---------------------------------------------------------------------------------------------------------
+
+constexpr bool tiles_are_sound() {
+  for (const AttentionFwdTile& t : kAttentionFwdTiles) {
+    if (t.head_dim % 16 != 0 || t.head_dim_v % 16 != 0 || t.tile_k % 16 != 0) return false;  // steps of the matrix unit
+    if (t.tile_q % (t.warps * 16) != 0 || t.stages < 1 || t.stages > 2) return false;
+    if (t.spill_bytes < 0 || t.spill_bytes > 64 || t.blocks * t.warps * 32 * 128 > 65536) return false;
+  }
+  for (const DecodeTile& t : kDecodeTiles)
+    if (t.head_dim % 32 != 0 || t.head_dim_v % 64 != 0 || t.tile_q % 8 != 0 || t.tile_k % 16 != 0) return false;
+  for (const PortableTile& t : kPortableTiles)
+    if (t.tile_q % 16 != 0 || t.tile_k % 8 != 0 || t.dim % 8 != 0) return false;  // 16 x 8 threads
+  return true;
+}
+constexpr bool every_device_has_a_tile() {
+  for (const Architecture& arch : kArchitectures) {
+    for (const HeadDims& dims : kAttentionFwdHeadDims)
+      for (const ScoreKind score : {ScoreKind::kFull, ScoreKind::kRange, ScoreKind::kModified})
+        if (attention_fwd_tile(dims, score, TileHeight::kLow, arch.shared_limit) == nullptr) return false;
+    for (const DecodeTile& t : kDecodeTiles)
+      if (shared_bytes(t) > arch.shared_limit) return false;
+    for (const PortableTile& t : kPortableTiles)
+      if (shared_bytes(t) > arch.shared_limit) return false;
+  }
+  return true;
+}
+static_assert(tiles_are_sound());
+static_assert(every_device_has_a_tile());
+
+}  // namespace heed::cuda

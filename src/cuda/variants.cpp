@@ -1,0 +1,140 @@
+#include "cuda/variants.h"
+
+#include <set>
+#include <utility>
+
+#include "base/format.h"
+
+namespace heed::cuda {
+
+namespace {
+
+const char* element_name(Dtype element) {
+  return element == Dtype::kF32 ? "kElementF32" : element == Dtype::kF16 ? "kElementF16" : "kElementBf16";
+}
+
+template <class Tile>
+KernelVariant variant_of(const char* source, std::string expression, int threads, const Tile& tile) {
+  return {.key = {source, std::move(expression)},
+          .threads = threads,
+          .shared_bytes = shared_bytes(tile),
+          .spill_bytes = tile.spill_bytes,
+          .why = tile.why};
+}
+
+}  // namespace
+
+AttentionFwdFeatures reachable(AttentionFwdFeatures features) {
+  if (features.mask == kMaskElement) {
+    features.modified = true;
+    features.split = false;  // attention over a mask tensor that large is bound by the mask, not by too few blocks
+  }
+  if (features.split || features.modified) features.gather = true;
+  if (features.mask == kMaskNone && features.gather) features.mask = kMaskRange;
+  return features;
+}
+
+const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height,
+                                           int shared_limit) {
+  if (features.split || features.gather) height = TileHeight::kLow;
+  const ScoreKind score = features.modified            ? ScoreKind::kModified
+                          : features.mask == kMaskNone ? ScoreKind::kFull
+                                                       : ScoreKind::kRange;
+  const AttentionFwdTile* tile = attention_fwd_tile(dims, score, height, shared_limit);
+  if (tile != nullptr && score == ScoreKind::kFull && height == TileHeight::kLow && tile->score != score)
+    features.mask = kMaskRange;
+  return tile;
+}
+
+KernelVariant attention_fwd_variant(const AttentionFwdFeatures& f, const AttentionFwdTile& t) {
+  constexpr const char* kExpression =
+      "heed::cuda::attention_fwd_sm80<heed::cuda::AttentionFwdVariant{{.is_bf16={},.head_dim={},.head_dim_v={},"
+      ".tile_q={},.tile_k={},.warps={},.stages={},.mask={},.modified={},.gather={},.split={},.blocks={}}}>";
+  return variant_of("attention_fwd_sm80.cu",
+                    format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps, t.stages,
+                           static_cast<int>(f.mask), int{f.modified}, int{f.gather}, int{f.split}, t.blocks),
+                    t.warps * 32, t);
+}
+
+KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& t) {
+  constexpr const char* kExpression =
+      "heed::cuda::attention_decode_sm80<heed::cuda::AttentionFwdVariant{{.is_bf16={},.head_dim={},.head_dim_v={},"
+      ".tile_q={},.tile_k={},.warps={},.mask={},.gather={},.split={}}}>";
+  return variant_of("attention_decode_sm80.cu",
+                    format(kExpression, int{is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps,
+                           static_cast<int>(kMaskRange), int{gather}, int{split}),
+                    t.warps * 32, t);
+}
+
+KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& t, bool split) {
+  constexpr const char* kExpression =
+      "heed::cuda::attention_fwd_portable<heed::cuda::PortableVariant{{.element=heed::cuda::{},.dim={},.tile_q={},"
+      ".tile_k={},.split={}}}>";
+  return variant_of("attention_fwd_portable.cu",
+                    format(kExpression, element_name(element), t.dim, t.tile_q, t.tile_k, int{split}), kPortableThreads,
+                    t);
+}
+
+KernelVariant combine_variant(Dtype element) {
+  constexpr int kWarps = 8;
+  return {.key = {"combine.cu",
+                  format("heed::cuda::combine<heed::cuda::CombineVariant{{.element=heed::cuda::{},.warps={}}}>",
+                         element_name(element), kWarps)},
+          .threads = kWarps * 32,
+          .why = "a block a row: its warps share the splits"};
+}
+
+KernelVariant check_sequences_variant() {
+  constexpr int kThreads = 256;
+  return {.key = {"check_sequences.cu",
+                  format("heed::cuda::check_sequences<heed::cuda::CheckSequencesVariant{{.threads={}}}>", kThreads)},
+          .threads = kThreads,
+          .why = "a block a sequence, its threads over the pages"};
+}
+
+KernelVariant kv_append_variant(Dtype element) {
+  constexpr int kThreads = 128;
+  return {.key = {"kv_append.cu", format("heed::cuda::kv_append<heed::cuda::KvAppendVariant{{.element=heed::cuda::{},"
+                                         ".threads={}}}>",
+                                         element_name(element), kThreads)},
+          .threads = kThreads,
+          .why = "a warp a row of a head"};
+}
+
+std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
+  std::vector<KernelVariant> variants;
+  std::set<std::string> seen;
+  const auto add = [&](KernelVariant variant) {
+    if (seen.insert(variant.key.expression).second) variants.push_back(std::move(variant));
+  };
+  for (const HeadDims& dims : kAttentionFwdHeadDims) {
+    for (int bits = 0; bits < 32; ++bits) {
+      for (const MaskKind mask : {kMaskNone, kMaskRange, kMaskElement}) {
+        AttentionFwdFeatures features = reachable({.is_bf16 = (bits & 1) != 0,
+                                                   .mask = mask,
+                                                   .modified = (bits & 2) != 0,
+                                                   .gather = (bits & 4) != 0,
+                                                   .split = (bits & 8) != 0});
+        const TileHeight height = (bits & 16) != 0 ? TileHeight::kLow : TileHeight::kTall;
+        const AttentionFwdTile* tile = attention_fwd_tile(features, dims, height, arch.shared_limit);
+        add(attention_fwd_variant(features, *tile));
+      }
+    }
+  }
+  for (const DecodeTile& tile : kDecodeTiles)
+    for (int bits = 0; bits < 8; ++bits)
+      add(attention_decode_variant((bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, tile));
+  for (const PortableTile& tile : kPortableTiles)
+    for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
+      for (const bool split : {false, true})
+        if (element == Dtype::kF32 || padded_head_dims(tile.dim, tile.dim) == nullptr)
+          add(attention_fwd_portable_variant(element, tile, split));
+  for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
+    add(combine_variant(element));
+    add(kv_append_variant(element));
+  }
+  add(check_sequences_variant());
+  return variants;
+}
+
+}  // namespace heed::cuda

@@ -1,0 +1,117 @@
+// Compiles every GPU kernel variant that can be reached, with NVRTC, which needs neither GPU nor driver, and reads what
+// ptxas says of it: spills and local memory beyond the variant's row in the tile table fail, as do warnings of the
+// C75xx family (a pipeline of matrix instructions that the compiler had to break up) and compilations that take long.
+//
+// HEED_TEST_NVRTC: the libnvrtc to use; else whatever heed itself finds; without one the tests are skipped.
+// HEED_TEST_ALL=1: every architecture instead of one per generation of instructions in use.
+#include <gtest/gtest.h>
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <ctime>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "cuda/variants.h"
+
+namespace heed::cuda {
+namespace {
+
+constexpr double kLongestSeconds = 3.0, kMedianSeconds = 1.0;
+constexpr size_t kMostVariants = 200;
+
+// Of the thread: what other tests do at the same time is no fault of the kernel.
+double cpu_seconds() {
+  timespec now = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+struct PtxasReport {
+  int registers = 0, stack_bytes = 0, spill_stores = 0, spill_loads = 0, functions = 0;
+  std::string warning;
+};
+
+PtxasReport read_report(const std::string& log) {
+  PtxasReport report;
+  static const std::regex frame(R"((\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads)");
+  static const std::regex registers(R"(Used (\d+) registers)");
+  static const std::regex warning(R"(.*\bC75\d\d\b.*)");
+  for (std::sregex_iterator it(log.begin(), log.end(), frame), end; it != end; ++it) {
+    report.stack_bytes = std::max(report.stack_bytes, std::stoi((*it)[1]));
+    report.spill_stores = std::max(report.spill_stores, std::stoi((*it)[2]));
+    report.spill_loads = std::max(report.spill_loads, std::stoi((*it)[3]));
+    ++report.functions;
+  }
+  std::smatch match;
+  if (std::regex_search(log, match, registers)) report.registers = std::stoi(match[1]);
+  if (std::regex_search(log, match, warning)) report.warning = match[0];
+  return report;
+}
+
+const Result<const NvrtcCompiler*>& compiler() {
+  static const Result<const NvrtcCompiler*> opened = [] {
+    if (const char* file = std::getenv("HEED_TEST_NVRTC"); file != nullptr && *file != '\0')
+      setenv("HEED_NVRTC", file, 1);
+    return nvrtc(0);
+  }();
+  return opened;
+}
+
+std::vector<Architecture> architectures() {
+  std::vector<Architecture> wanted;
+  const char* all = std::getenv("HEED_TEST_ALL");
+  for (const Architecture& arch : kArchitectures) {
+    const std::string name = arch.name;
+    if ((all != nullptr && *all == '1') || name == "sm_80" || name == "sm_90a") wanted.push_back(arch);
+  }
+  return wanted;
+}
+
+class KernelBuild : public ::testing::TestWithParam<Architecture> {};
+
+TEST_P(KernelBuild, EveryReachableVariant) {
+  if (!compiler().ok()) GTEST_SKIP() << compiler().status().message();
+  const NvrtcVersion version = nvrtc_version(*compiler().value());
+  const std::vector<KernelVariant> variants = reachable_variants(GetParam());
+  EXPECT_LT(variants.size(), kMostVariants);
+  std::vector<double> seconds;
+  std::string slowest;
+  double worst = 0, total = 0;
+  for (const KernelVariant& variant : variants) {
+    const double start = cpu_seconds();
+    const Result<CompiledKernel> compiled = compile_embedded(*compiler().value(), variant.key, GetParam().name);
+    const double took = cpu_seconds() - start;
+    ASSERT_TRUE(compiled.ok()) << compiled.status().message();
+    const PtxasReport report = read_report(compiled.value().log);
+    std::printf("%-7s %5.2f s %3d registers %6d B shared %4d B local  %s\n", GetParam().name, took, report.registers,
+                variant.shared_bytes, report.stack_bytes, variant.key.expression.c_str());
+    std::fflush(stdout);
+    EXPECT_GT(report.functions, 0) << "ptxas reported nothing: " << compiled.value().log;
+    const int local = std::max({report.stack_bytes, report.spill_stores, report.spill_loads});
+    EXPECT_LE(local, variant.spill_bytes)
+        << variant.key.expression << " spills: " << report.stack_bytes << " bytes of stack, " << report.spill_stores
+        << " stored, " << report.spill_loads << " loaded";
+    EXPECT_EQ(report.warning, "") << variant.key.expression;
+    EXPECT_LE(report.registers * variant.threads, 65536) << variant.key.expression;
+    EXPECT_LE(took, kLongestSeconds) << variant.key.expression;
+    seconds.push_back(took);
+    total += took;
+    if (took > worst) worst = took, slowest = variant.key.expression;
+  }
+  std::sort(seconds.begin(), seconds.end());
+  const double median = seconds[seconds.size() / 2];
+  std::printf("%s, NVRTC %d.%d: %zu variants in %.0f s of CPU; median %.2f s, worst %.2f s (%s)\n", GetParam().name,
+              version.major, version.minor, variants.size(), total, median, worst, slowest.c_str());
+  EXPECT_LE(median, kMedianSeconds);
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, KernelBuild, ::testing::ValuesIn(architectures()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+}  // namespace
+}  // namespace heed::cuda
