@@ -74,16 +74,24 @@ constexpr const HeadDims* padded_head_dims(long long head_dim, long long head_di
   return nullptr;
 }
 
-// The row for padded dims on a device that grants a block `shared_limit` bytes: of the height wanted, else low; of the
-// score wanted, else the nearest that serves it.
-constexpr const AttentionFwdTile* attention_fwd_tile(HeadDims dims, ScoreKind score, TileHeight height,
-                                                     int shared_limit) {
-  for (const TileHeight wanted : {height, TileHeight::kLow})
-    for (const AttentionFwdTile& t : kAttentionFwdTiles)  // scores stand in rising order
+// Index of the row for padded dims on a device that grants a block `shared_limit` bytes, -1 where there is none: of the
+// height wanted, else low; of the score wanted, else the nearest that serves it. (An index, because a comparison with
+// nullptr is no constant expression under g++'s undefined-behaviour sanitizer.)
+constexpr int attention_fwd_row(HeadDims dims, ScoreKind score, TileHeight height, int shared_limit) {
+  for (const TileHeight wanted : {height, TileHeight::kLow}) {
+    for (size_t i = 0; i < std::size(kAttentionFwdTiles); ++i) {  // scores stand in rising order
+      const AttentionFwdTile& t = kAttentionFwdTiles[i];
       if (t.head_dim == dims.head_dim && t.head_dim_v == dims.head_dim_v && t.height == wanted && t.score >= score &&
           shared_bytes(t) <= shared_limit)
-        return &t;
-  return nullptr;
+        return static_cast<int>(i);
+    }
+  }
+  return -1;
+}
+
+inline const AttentionFwdTile* attention_fwd_tile(HeadDims dims, ScoreKind score, TileHeight height, int shared_limit) {
+  const int row = attention_fwd_row(dims, score, height, shared_limit);
+  return row < 0 ? nullptr : &kAttentionFwdTiles[row];
 }
 
 // ---- attention_decode_sm80 ------------------------------------------------------------------------------------------
@@ -170,7 +178,7 @@ constexpr bool every_device_has_a_tile() {
   for (const Architecture& arch : kArchitectures) {
     for (const HeadDims& dims : kAttentionFwdHeadDims)
       for (const ScoreKind score : {ScoreKind::kFull, ScoreKind::kRange, ScoreKind::kModified})
-        if (attention_fwd_tile(dims, score, TileHeight::kLow, arch.shared_limit) == nullptr) return false;
+        if (attention_fwd_row(dims, score, TileHeight::kLow, arch.shared_limit) < 0) return false;
     for (const DecodeTile& t : kDecodeTiles)
       if (shared_bytes(t) > arch.shared_limit) return false;
     for (const PortableTile& t : kPortableTiles)
