@@ -17,7 +17,7 @@ Status check_options(const heed_attention_args& a) {
   HEED_RETURN_IF_ERROR(check_enum("pass", a.pass, 2, "0 (forward) or 1 (backward)"));
   HEED_RETURN_IF_ERROR(check_enum("layout_q", a.layout_q, 3, "0 (bshd), 1 (bhsd) or 2 (thd)"));
   HEED_RETURN_IF_ERROR(check_enum("layout_kv", a.layout_kv, 3, "0 (bshd), 1 (bhsd) or 2 (thd)"));
-  HEED_RETURN_IF_ERROR(check_enum("device", a.device, 1, "0 (cpu)"));
+  HEED_RETURN_IF_ERROR(check_enum("device", a.device, 2, "0 (cpu) or 1 (cuda)"));
   HEED_RETURN_IF_ERROR(check_enum("offset_kind", a.offset_kind, 3, "0 (bottom right), 1 (top left) or 2 (given)"));
   if (a.offset_kind != HEED_OFFSET_GIVEN && a.q_offset != 0) {
     return invalid_argument(heed::format("q_offset = {}: must be 0 unless offset_kind is 2 (given)", a.q_offset));
@@ -31,7 +31,6 @@ Status check_options(const heed_attention_args& a) {
   if (a.has_softmax_scale != 0 && !std::isfinite(a.softmax_scale)) {
     return invalid_argument(heed::format("softmax_scale = {}: must be finite", a.softmax_scale));
   }
-  if (a.reserved != 0) return invalid_argument(heed::format("reserved = {}: must be 0", a.reserved));
   for (const auto& [name, value] :
        {std::pair("window_left", a.window_left), std::pair("window_right", a.window_right)}) {
     if (value < -1) return invalid_argument(heed::format("{} = {}: must be -1 (unbounded) or greater", name, value));
@@ -299,8 +298,7 @@ Status build_problem(const heed_attention_args& a, AttentionProblem& p) {
     return invalid_argument(heed::format("{}.shape[0] = 0: must be at least 1, cache_batch_idx reads rows of it",
                                          p.paged() ? "page_table" : "k"));
   }
-  const heed_executor* executor = a.executor;
-  HEED_RETURN_IF_ERROR(resolve_executor(executor, a.num_threads, p.threads));
+  HEED_RETURN_IF_ERROR(resolve_place(a, p));
   return place_tensors(a, p);
 }
 
@@ -396,6 +394,7 @@ void heed_attention_args_init(heed_attention_args* args) {
   args->struct_size = sizeof *args;
   args->window_left = -1;
   args->window_right = -1;
+  args->device_index = -1;
 }
 
 heed_status heed_attention_problem(const heed_attention_args* args, heed_problem** problem) {

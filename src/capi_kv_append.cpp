@@ -13,7 +13,8 @@ namespace {
 Status check_options(const heed_kv_append_args& a) {
   HEED_RETURN_IF_ERROR(check_enum("layout_new", a.layout_new, 3, "0 (bshd), 1 (bhsd) or 2 (thd)"));
   HEED_RETURN_IF_ERROR(check_enum("layout_cache", a.layout_cache, 2, "0 (bshd) or 1 (bhsd)"));
-  HEED_RETURN_IF_ERROR(check_enum("device", a.device, 1, "0 (cpu)"));
+  HEED_RETURN_IF_ERROR(check_enum("device", a.device, 2, "0 (cpu) or 1 (cuda)"));
+  if (a.reserved != 0) return invalid_argument(heed::format("reserved = {}: must be 0", a.reserved));
   HEED_RETURN_IF_ERROR(check_enum("rotary_style", a.rotary_style, 2, "0 (half) or 1 (interleaved)"));
   return check_enum("q_positions", a.q_positions, 2, "0 (all at the first) or 1 (query i at the first + i)");
 }
@@ -138,8 +139,7 @@ Status build_problem(const heed_kv_append_args& a, KvAppendProblem& p) {
     return invalid_argument(heed::format("{}.shape[0] = 0: must be at least 1, cache_batch_idx reads rows of it",
                                          p.paged() ? "page_table" : "k_cache"));
   }
-  const heed_executor* executor = a.executor;
-  HEED_RETURN_IF_ERROR(resolve_executor(executor, a.num_threads, p.threads));
+  HEED_RETURN_IF_ERROR(resolve_place(a, p));
   struct Item {
     KvSlot slot;
     const heed_tensor& tensor;
@@ -218,6 +218,7 @@ void heed_kv_append_args_init(heed_kv_append_args* args) {
   if (args == nullptr) return;
   *args = {};
   args->struct_size = sizeof *args;
+  args->device_index = -1;
 }
 
 heed_status heed_kv_append_problem(const heed_kv_append_args* args, heed_problem** problem) {

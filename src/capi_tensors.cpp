@@ -7,6 +7,7 @@
 #include "base/format.h"
 #include "base/threads.h"
 #include "capi_handles.h"
+#include "cuda/device.h"
 
 namespace heed {
 namespace {
@@ -162,6 +163,19 @@ Status resolve_executor(const heed_executor*& executor, int32_t num_threads, int
     }
   }
   threads = num_threads == 0 ? executor->num_threads : std::min(num_threads, executor->num_threads);
+  return {};
+}
+
+Status resolve_device(int32_t device_index, int32_t num_threads, int32_t& resolved) {
+  if (num_threads != 0) {
+    return invalid_argument(
+        heed::format("num_threads = {}: must be 0 with device 1 (cuda): threads are the CPU's", num_threads));
+  }
+  if (device_index < -1 || device_index > kMaxDeviceIndex) {
+    return invalid_argument(heed::format("device_index = {}: must be -1 (the current one) or from 0 to {}",
+                                         device_index, kMaxDeviceIndex));
+  }
+  resolved = device_index == -1 ? cuda::current_device() : device_index;
   return {};
 }
 

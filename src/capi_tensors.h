@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <initializer_list>
 
+#include "base/format.h"
 #include "base/status.h"
 #include "heed/core.h"
 #include "ops/attention.h"
@@ -68,6 +69,21 @@ Status check_batch_vector(const char* name, const heed_tensor& tensor, Extents& 
 
 // The calling threads: the executor, checked; null means heed's pool. Then how many of its threads may be used.
 Status resolve_executor(const heed_executor*& executor, int32_t num_threads, int32_t& threads);
+
+// Which CUDA device: as said, or for -1 the calling thread's current one.
+Status resolve_device(int32_t device_index, int32_t num_threads, int32_t& resolved);
+
+// Device and threads of a problem.
+template <class CArgs, class Problem>
+Status resolve_place(const CArgs& args, Problem& problem) {
+  if (args.device == HEED_DEVICE_CUDA) return resolve_device(args.device_index, args.num_threads, problem.device_index);
+  if (args.device_index != 0 && args.device_index != -1) {
+    return invalid_argument(
+        heed::format("device_index = {}: must be 0 or -1 with device 0 (cpu)", args.device_index));
+  }
+  const heed_executor* executor = args.executor;
+  return resolve_executor(executor, args.num_threads, problem.threads);
+}
 
 // Strides of a tensor with dimensions in `layout`, in the order (b, h, s, d).
 std::array<int64_t, 4> strides_bhsd(const heed_tensor& tensor, Layout layout);

@@ -34,8 +34,8 @@ typedef struct heed_attention_args {
   int32_t layout_kv;              /* of k, v, dk, dv; with pages, of one page: bshd or bhsd */
   heed_device device;
 
-  /* Inputs. dtype f32, f16 or bf16, the same for q, k, v; head_dim and head_dim_v are multiples of 8 up to 256, or 512
-   * on the GPU, and any from 1 to 512 on the CPU. */
+  /* Inputs, in the memory of `device`. dtype f32, f16 or bf16, the same for q, k, v; head_dim and head_dim_v from 1 to
+   * 512. */
   heed_tensor q;                  /* bshd [batch, seqlen_q, nheads_q, head_dim]; thd [total_q, nheads_q, head_dim] */
   heed_tensor k;                  /* bshd [batch, seqlen_k, nheads_kv, head_dim]; pages [num_pages, page_size, nheads_kv, head_dim] */
   heed_tensor v;                  /* like k with head_dim_v */
@@ -92,12 +92,12 @@ typedef struct heed_attention_args {
   size_t workspace_bytes;
   const heed_allocator* allocator;     /* one-call form without a workspace */
   const heed_executor* executor;       /* NULL: heed_executor_pool() */
-  void* stream;                   /* the device's queue; NULL on the CPU */
-  int32_t num_threads;            /* CPU: at most so many, 0: all of the executor's */
-  int32_t reserved;
+  void* stream;                   /* CUDA: a CUstream, NULL is the legacy default stream. CPU: NULL */
+  int32_t num_threads;            /* CPU: at most so many, 0: all of the executor's. CUDA: 0 */
+  int32_t device_index;           /* CUDA: which device; -1: the current one of the calling thread, else 0. CPU: 0 or -1 */
 } heed_attention_args;
 
-/* Zeroes, struct_size, windows -1. */
+/* Zeroes, struct_size, windows and device_index -1. */
 HEED_API void heed_attention_args_init(heed_attention_args* args);
 
 /* The problem these arguments pose. Data pointers count for alignment only; NULL counts as 128-byte aligned. */
@@ -148,6 +148,8 @@ typedef struct heed_kv_append_args {
   void* workspace;                /* as in heed_attention_args */
   size_t workspace_bytes;
   const heed_allocator* allocator;
+  int32_t device_index;           /* CUDA: which device; -1: the current one of the calling thread, else 0. CPU: 0 or -1 */
+  int32_t reserved;
 } heed_kv_append_args;
 
 HEED_API void heed_kv_append_args_init(heed_kv_append_args* args);

@@ -63,7 +63,7 @@ HEED_API const char* heed_dtype_name(heed_dtype dtype);        /* "bf16" */
 HEED_API size_t heed_dtype_bytes(heed_dtype dtype);
 
 typedef int32_t heed_device;
-enum { HEED_DEVICE_CPU = 0 };
+enum { HEED_DEVICE_CPU = 0, HEED_DEVICE_CUDA = 1 };
 
 #define HEED_MAX_DIMS 4
 

@@ -13,17 +13,23 @@ namespace {
 struct State {
   Config config;
   std::array<char, 128> backend = {};
-  std::array<ConfigEntry, 5> entries = {{
+  std::array<char, 4096> cache_dir = {}, nvrtc = {};
+  std::array<ConfigEntry, 8> entries = {{
       {"HEED_BACKEND", "", "force one backend: a folder (cpu, ref) or a full name; that one or an error", {}, false},
       {"HEED_THREADS", "0", "CPU threads of heed's own pool, the caller's included; 0: one per core", {}, false},
       {"HEED_LOG", "off", "what the log callback hears: off, error, warning, info or debug, and worse", {}, false},
       {"HEED_SPIN_US", "50", "microseconds that an idle thread of the pool spins before it sleeps", {}, false},
       {"HEED_PLAN_CACHE", "1024", "plans kept by the one-call functions; 0: none", {}, false},
+      {"HEED_JIT", "on", "GPU kernels: on (compile what the kernel cache lacks) or require-cache (that is an error)", {},
+       false},
+      {"HEED_CACHE_DIR", "", "folder of compiled GPU kernels; $XDG_CACHE_HOME/heed or ~/.cache/heed if empty", {}, false},
+      {"HEED_NVRTC", "", "the file of NVIDIA's run-time compiler, libnvrtc.so; searched for if empty", {}, false},
   }};
   std::vector<std::string> warnings;
 
   State() {
-    take(entries[0], "shorter than 128 characters", [&](const std::string& text) { return read_backend(text); });
+    take(entries[0], "shorter than 128 characters",
+         [&](const std::string& text) { return read(text, backend, config.backend); });
     take(entries[1], "an integer from 0 to 1024",
          [&](const std::string& text) { return read(text, 0, 1024, config.threads); });
     take(entries[2], "off, error, warning, info or debug", [&](const std::string& text) { return read_level(text); });
@@ -31,6 +37,14 @@ struct State {
          [&](const std::string& text) { return read(text, 0, 1000000, config.spin_us); });
     take(entries[4], "an integer from 0 to 1000000",
          [&](const std::string& text) { return read(text, 0, 1000000, config.plan_cache); });
+    take(entries[5], "on or require-cache", [&](const std::string& text) {
+      config.jit_require_cache = text == "require-cache";
+      return config.jit_require_cache || text == "on";
+    });
+    take(entries[6], "shorter than 4096 characters",
+         [&](const std::string& text) { return read(text, cache_dir, config.cache_dir); });
+    take(entries[7], "shorter than 4096 characters",
+         [&](const std::string& text) { return read(text, nvrtc, config.nvrtc); });
   }
 
   // A value that `read_value` does not take leaves the default in force: a typo in the environment must not stop a
@@ -59,10 +73,11 @@ struct State {
     return true;
   }
 
-  bool read_backend(const std::string& text) {
-    if (text.size() >= backend.size()) return false;
-    text.copy(backend.data(), text.size());
-    config.backend = {backend.data(), text.size()};
+  template <size_t kBytes>
+  static bool read(const std::string& text, std::array<char, kBytes>& memory, std::string_view& out) {
+    if (text.size() >= kBytes) return false;
+    text.copy(memory.data(), text.size());
+    out = {memory.data(), text.size()};
     return true;
   }
 

@@ -41,6 +41,7 @@ class AttentionMaker {
     args_.layout_q = static_cast<int32_t>(p_.layout_q);
     args_.layout_kv = static_cast<int32_t>(p_.layout_kv);
     args_.device = static_cast<int32_t>(p_.device);
+    args_.device_index = p_.device_index;
     args_.has_softmax_scale = data_.scale.has_value();
     args_.softmax_scale = static_cast<float>(data_.scale.value_or(0));
     args_.softcap = p_.softcap ? static_cast<float>(data_.softcap_value) : 0;

@@ -21,6 +21,7 @@ class KvAppendMaker {
     args_.layout_new = static_cast<int32_t>(p_.layout_new);
     args_.layout_cache = static_cast<int32_t>(p_.layout_cache);
     args_.device = static_cast<int32_t>(p_.device);
+    args_.device_index = p_.device_index;
     args_.rotary_style = static_cast<int32_t>(p_.rotary_style);
     args_.q_positions = p_.q_per_position;
     args_.num_threads = p_.threads;

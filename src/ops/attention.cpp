@@ -43,9 +43,7 @@ Status check_enums(const AttentionProblem& p) {
     return invalid_argument(
         format("layout_kv = {} must be 0 (bshd), 1 (bhsd) or 2 (thd)", static_cast<int32_t>(p.layout_kv)));
   }
-  if (!in_enum(p.device, 1)) {
-    return invalid_argument(format("device = {} must be 0 (cpu)", static_cast<int32_t>(p.device)));
-  }
+  HEED_RETURN_IF_ERROR(check_device(p.device, p.device_index, p.threads));
   if (!in_enum(p.offset_kind, 3)) {
     return invalid_argument(format("offset_kind = {} must be 0 (bottom right), 1 (top left) or 2 (given)",
                                    static_cast<int32_t>(p.offset_kind)));
@@ -70,7 +68,6 @@ Status check_sizes(const AttentionProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("page_size", p.page_size, 0, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("num_pages", p.num_pages, 0, p.paged() ? kMaxExtent : 0));
   HEED_RETURN_IF_ERROR(check_range("cache_batch", p.cache_batch, 0, kMaxExtent));
-  HEED_RETURN_IF_ERROR(check_range("threads", p.threads, 0, INT32_MAX));
   HEED_RETURN_IF_ERROR(check_range("splits", p.splits, 0, kMaxExtent));
   return {};
 }

@@ -11,13 +11,13 @@
 #include "base/dtype.h"
 #include "base/status.h"
 #include "heed/core.h"
+#include "ops/device.h"
 
 namespace heed {
 
 // Values as in heed/attention.h.
 enum class Pass : int32_t { kForward = 0, kBackward = 1 };
 enum class Layout : int32_t { kBshd = 0, kBhsd = 1, kThd = 2 };
-enum class Device : int32_t { kCpu = 0 };
 enum class OffsetKind : int32_t { kBottomRight = 0, kTopLeft = 1, kGiven = 2 };
 
 enum StatusBit : int32_t { kBadLengthQ = 1, kBadLengthK = 2, kBadPage = 4, kAppendPastCapacity = 8 };
@@ -45,8 +45,10 @@ struct AttentionProblem {
   Layout layout_q = Layout::kBshd;
   Layout layout_kv = Layout::kBshd;   // with pages: of one page
   Device device = Device::kCpu;
-  int32_t threads = 0;                // CPU; 0: all of the executor's
+  int32_t device_index = 0;           // CUDA: which of the devices; CPU: 0
+  int32_t threads = 0;                // CPU; 0: all of the executor's. CUDA: 0
   OffsetKind offset_kind = OffsetKind::kBottomRight;
+  int32_t reserved0 = 0;
 
   int64_t batch = 1, nheads_q = 1, nheads_kv = 1;
   int64_t seqlen_q = 0, seqlen_k = 0; // capacities; packed: max_seqlen hints (0: unknown), never trusted

@@ -176,7 +176,8 @@ constexpr Rule kRules[] = {
     {"deterministic", kFlag, problem_flag<&AttentionProblem::deterministic>},
     {"batch_invariant", kFlag, problem_flag<&AttentionProblem::batch_invariant>},
     {"splits", kValue, problem_number<&AttentionProblem::splits>},
-    {"device", kValue, [](AttentionDraft& d, std::string_view text) { return read_device(text, d.problem.device); }},
+    {"device", kValue,
+     [](AttentionDraft& d, std::string_view text) { return read_device(text, d.problem.device, d.problem.device_index); }},
     {"threads", kValue, read_threads},
 };
 
@@ -188,7 +189,7 @@ constexpr MemberField kMembers[] = {
     {"splits", "splits"},     {"window_left", "window"}, {"window_right", "window"}, {"chunk", "chunk"},
     {"q_offset", "offset"},   {"out_dtype", "out"},     {"bias_dtype", "bias"},      {"layout_kv", "layout_kv"},
     {"dlse", "dlse"},         {"dlse", "grads"},        {"dbias", "grads"},          {"dsinks", "grads"},
-    {"dalibi_slopes", "grads"}};
+    {"dalibi_slopes", "grads"},  {"threads", "threads"},     {"device_index", "device"}};
 
 int64_t page_count(const AttentionProblem& p) {
   const int64_t rows = p.cache_batch > 0 ? p.cache_batch : p.batch;
@@ -330,6 +331,7 @@ std::string print_plan_fields(const AttentionProblem& p, const DataFields& data)
   out.flag("batch_invariant", p.batch_invariant);
   out.number("splits", p.splits, 0);
   print_slots<Slot>(out.text(), p);
+  out.word("device", device_text(p.device, p.device_index), "cpu");
   out.number("threads", p.threads, 0);
   return out.text();
 }

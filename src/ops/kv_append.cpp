@@ -56,9 +56,7 @@ Status check_enums(const KvAppendProblem& p) {
     return invalid_argument(
         format("layout_cache = {} must be 0 (bshd) or 1 (bhsd)", static_cast<int32_t>(p.layout_cache)));
   }
-  if (p.device != Device::kCpu) {
-    return invalid_argument(format("device = {} must be 0 (cpu)", static_cast<int32_t>(p.device)));
-  }
+  HEED_RETURN_IF_ERROR(check_device(p.device, p.device_index, p.threads));
   if (static_cast<uint32_t>(p.rotary_style) > 1) {
     return invalid_argument(
         format("rotary_style = {} must be 0 (half) or 1 (interleaved)", static_cast<int32_t>(p.rotary_style)));
@@ -85,7 +83,6 @@ Status check_sizes(const KvAppendProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("page_size", p.page_size, 0, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("num_pages", p.num_pages, 0, p.paged() ? kMaxExtent : 0));
   HEED_RETURN_IF_ERROR(check_range("cache_batch", p.cache_batch, 0, kMaxExtent));
-  HEED_RETURN_IF_ERROR(check_range("threads", p.threads, 0, INT32_MAX));
   if (p.paged() && p.seqlen_k % p.page_size != 0) {
     return invalid_argument(format("seqlen_k = {} must be a multiple of page_size = {}: a capacity is whole pages",
                                    p.seqlen_k, p.page_size));

@@ -27,9 +27,9 @@ struct KvAppendProblem {
   Layout layout_new = Layout::kBshd;  // of k_new, v_new, q, q_out
   Layout layout_cache = Layout::kBshd;
   Device device = Device::kCpu;
+  int32_t device_index = 0;           // as in AttentionProblem
   int32_t threads = 0;
   RotaryStyle rotary_style = RotaryStyle::kHalf;
-  int32_t reserved0 = 0;
 
   int64_t batch = 1, nheads_q = 0, nheads_kv = 1;   // nheads_q 0: no q
   int64_t seqlen_q = 0, seqlen_new = 0, seqlen_k = 0;  // seqlen_k: capacity of a cache row

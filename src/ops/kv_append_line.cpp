@@ -76,7 +76,8 @@ constexpr Rule kRules[] = {
     {"page", kValue, problem_number<&KvAppendProblem::page_size>},
     {"num_pages", kValue, draft_number<&KvAppendDraft::num_pages>},
     {"cache_batch", kValue, problem_number<&KvAppendProblem::cache_batch>},
-    {"device", kValue, [](KvAppendDraft& d, std::string_view text) { return read_device(text, d.problem.device); }},
+    {"device", kValue,
+     [](KvAppendDraft& d, std::string_view text) { return read_device(text, d.problem.device, d.problem.device_index); }},
     {"threads", kValue, read_threads},
 };
 
@@ -87,7 +88,7 @@ constexpr MemberField kMembers[] = {
     {"total_new", "tn"},      {"page_size", "page"},      {"num_pages", "num_pages"},  {"cache_batch", "cache_batch"},
     {"rotary_dim", "rotary"}, {"rotary_rows", "rotary_n"}, {"rotary_dtype", "cos"},    {"rotary_style", "interleaved"},
     {"layout_cache", "layout_cache"}, {"rotary_seqlens", "rotary_seqlens"}, {"q", "hq"},
-    {"q_per_position", "q_per_position"}};
+    {"q_per_position", "q_per_position"}, {"threads", "threads"}, {"device_index", "device"}};
 
 int64_t page_count(const KvAppendProblem& p) {
   const int64_t rows = p.cache_batch > 0 ? p.cache_batch : p.batch;
@@ -191,6 +192,7 @@ std::string print_plan_fields(const KvAppendProblem& p, const DataFields& data) 
   if (p.paged()) out.number("num_pages", p.num_pages, page_count(p));
   out.number("cache_batch", p.cache_batch, 0);
   print_slots<KvSlot>(out.text(), p);
+  out.word("device", device_text(p.device, p.device_index), "cpu");
   out.number("threads", p.threads, 0);
   return out.text();
 }

@@ -194,9 +194,18 @@ Reason read_layout(std::string_view text, Layout& layout) {
   return "must be bshd, bhsd or thd";
 }
 
-Reason read_device(std::string_view text, Device& device) {
-  if (text != "cpu") return "must be cpu";
-  device = Device::kCpu;
+Reason read_device(std::string_view text, Device& device, int32_t& device_index) {
+  const Reason allowed = format("must be cpu, cuda or cuda:N, N from 0 to {}", kMaxDeviceIndex);
+  const std::string_view kind = text.substr(0, text.find(':'));
+  device = kind == "cuda" ? Device::kCuda : Device::kCpu;
+  device_index = 0;
+  if (kind.size() == text.size()) return kind == "cpu" || kind == "cuda" ? Reason() : allowed;
+  int64_t index = 0;
+  if (device == Device::kCpu || !read_integer(text.substr(kind.size() + 1), index).empty() || index < 0 ||
+      index > kMaxDeviceIndex) {
+    return allowed;
+  }
+  device_index = static_cast<int32_t>(index);
   return {};
 }
 

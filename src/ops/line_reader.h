@@ -36,7 +36,7 @@ Reason read_real(std::string_view text, double& number);
 Reason read_integers(std::string_view text, std::span<int64_t> numbers);  // exactly so many, separated by commas
 Reason read_dtype(std::string_view text, Dtype& dtype);
 Reason read_layout(std::string_view text, Layout& layout);
-Reason read_device(std::string_view text, Device& device);
+Reason read_device(std::string_view text, Device& device, int32_t& device_index);
 std::string_view layout_name(Layout layout);
 
 enum class FieldForm { kFlag, kValue, kEither };

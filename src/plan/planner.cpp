@@ -57,7 +57,7 @@ Status unknown_backend(const Forced& forced) {
 
 template <class Problem>
 Problem with_threads(Problem problem) {
-  if (problem.threads <= 0) problem.threads = pool_executor().num_threads;
+  if (problem.device == Device::kCpu && problem.threads <= 0) problem.threads = pool_executor().num_threads;
   return problem;
 }
 

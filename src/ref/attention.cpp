@@ -446,7 +446,10 @@ Status run(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>&, co
   return {};
 }
 
-Verdict check(const AttentionProblem&, const Machine&) { return accept("double precision, one thread"); }
+Verdict check(const AttentionProblem& problem, const Machine&) {
+  if (problem.device != Device::kCpu) return decline("reads host memory only: copy the tensors there");
+  return accept("double precision, one thread");
+}
 
 double cost_us(const AttentionProblem& p, const Machine&) { return flops(p) / 1e3; }
 

@@ -183,7 +183,10 @@ Status run(const Plan<KvAppendProblem>& plan, const Step<KvAppendProblem>&, cons
   return {};
 }
 
-Verdict check(const KvAppendProblem&, const Machine&) { return accept("double precision, one thread"); }
+Verdict check(const KvAppendProblem& problem, const Machine&) {
+  if (problem.device != Device::kCpu) return decline("reads host memory only: copy the tensors there");
+  return accept("double precision, one thread");
+}
 
 double cost_us(const KvAppendProblem& p, const Machine&) { return bytes(p) / 1e3; }
 

@@ -83,7 +83,7 @@ class AttentionArgs(ctypes.Structure):
             ("executor", ctypes.c_void_p),
             ("stream", ctypes.c_void_p),
             ("num_threads", ctypes.c_int32),
-            ("reserved", ctypes.c_int32),
+            ("device_index", ctypes.c_int32),
         ]
     )
 
@@ -104,6 +104,8 @@ class KvAppendArgs(ctypes.Structure):
             ("workspace", ctypes.c_void_p),
             ("workspace_bytes", ctypes.c_size_t),
             ("allocator", ctypes.c_void_p),
+            ("device_index", ctypes.c_int32),
+            ("reserved", ctypes.c_int32),
         ]
     )
 

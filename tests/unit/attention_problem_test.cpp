@@ -49,7 +49,8 @@ TEST(AttentionProblem, RefusesEnumsOutsideTheirRange) {
   EXPECT_REFUSED(kForward, "layout_q = 3 must be 0 (bshd), 1 (bhsd) or 2 (thd)", p.layout_q = static_cast<Layout>(3));
   EXPECT_REFUSED(kForward, "layout_kv = -1 must be 0 (bshd), 1 (bhsd) or 2 (thd)",
                  p.layout_kv = static_cast<Layout>(-1));
-  EXPECT_REFUSED(kForward, "device = 1 must be 0 (cpu)", p.device = static_cast<Device>(1));
+  EXPECT_REFUSED(kForward, "device = 2 must be 0 (cpu) or 1 (cuda)", p.device = static_cast<Device>(2));
+  EXPECT_REFUSED(kForward, "device_index = 1 must be 0: there is one CPU", p.device_index = 1);
   EXPECT_REFUSED(kForward, "offset_kind = 5 must be 0 (bottom right), 1 (top left) or 2 (given)",
                  p.offset_kind = static_cast<OffsetKind>(5));
 }

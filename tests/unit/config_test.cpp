@@ -30,11 +30,12 @@ void in_child(std::vector<std::pair<const char*, const char*>> variables, Body b
 
 TEST(Config, Defaults) {
   in_child({}, [] {
-    for (const char* name : {"HEED_BACKEND", "HEED_THREADS", "HEED_LOG", "HEED_SPIN_US", "HEED_PLAN_CACHE"})
+    for (const char* name : {"HEED_BACKEND", "HEED_THREADS", "HEED_LOG", "HEED_SPIN_US", "HEED_PLAN_CACHE", "HEED_JIT",
+                             "HEED_CACHE_DIR", "HEED_NVRTC"})
       unsetenv(name);
     const Config& c = config();
     return c.backend.empty() && c.threads == 0 && c.log_level == -1 && c.spin_us == 50 && c.plan_cache == 1024 &&
-           config_warnings().empty();
+           !c.jit_require_cache && c.cache_dir.empty() && c.nvrtc.empty() && config_warnings().empty();
   });
 }
 
@@ -43,13 +44,17 @@ TEST(Config, ValuesFromTheEnvironment) {
             {"HEED_THREADS", "3"},
             {"HEED_LOG", "info"},
             {"HEED_SPIN_US", "0"},
-            {"HEED_PLAN_CACHE", "7"}},
+            {"HEED_PLAN_CACHE", "7"},
+            {"HEED_JIT", "require-cache"},
+            {"HEED_CACHE_DIR", "/a/folder"},
+            {"HEED_NVRTC", "/a/file"}},
            [] {
              const Config& c = config();
              bool all_set = true;
              for (const ConfigEntry& entry : config_entries()) all_set = all_set && entry.is_set;
              return c.backend == "ref" && c.threads == 3 && c.log_level == HEED_LOG_INFO && c.spin_us == 0 &&
-                    c.plan_cache == 7 && all_set;
+                    c.plan_cache == 7 && c.jit_require_cache && c.cache_dir == "/a/folder" &&
+                    c.nvrtc == "/a/file" && all_set;
            });
 }
 
@@ -108,7 +113,7 @@ TEST(Log, FailuresAreLogged) {
 }
 
 TEST(TableThroughC, EveryEntry) {
-  EXPECT_EQ(heed_config_count(), 5);
+  EXPECT_EQ(heed_config_count(), 8);
   for (int32_t i = 0; i < heed_config_count(); ++i) {
     heed_config_entry entry = {};
     entry.struct_size = sizeof entry;
@@ -119,8 +124,8 @@ TEST(TableThroughC, EveryEntry) {
   }
   heed_config_entry entry = {};
   entry.struct_size = sizeof entry;
-  EXPECT_EQ(heed_config_get(5, &entry), HEED_INVALID_ARGUMENT);
-  EXPECT_STREQ(heed_last_error(), "index = 5: must be from 0 to 4");
+  EXPECT_EQ(heed_config_get(8, &entry), HEED_INVALID_ARGUMENT);
+  EXPECT_STREQ(heed_last_error(), "index = 8: must be from 0 to 7");
 }
 
 }  // namespace

@@ -49,7 +49,7 @@ TEST(Errors, Options) {
       {"pass = 2: must be 0 (forward) or 1 (backward)", [](Args& a) { a.pass = 2; }},
       {"layout_q = 3: must be", [](Args& a) { a.layout_q = 3; }},
       {"layout_kv = -1: must be", [](Args& a) { a.layout_kv = -1; }},
-      {"device = 1: must be 0 (cpu)", [](Args& a) { a.device = 1; }},
+      {"device = 2: must be 0 (cpu) or 1 (cuda)", [](Args& a) { a.device = 2; }},
       {"offset_kind = 3: must be", [](Args& a) { a.offset_kind = 3; }},
       {"q_offset = 5: must be 0 unless offset_kind is 2", [](Args& a) { a.q_offset = 5; }},
       {"softcap = -1: must be 0 (off) or greater", [](Args& a) { a.softcap = -1; }},
@@ -63,7 +63,7 @@ TEST(Errors, Options) {
       {"chunk = -1 must be from 0", [](Args& a) { a.chunk = -1; }},
       {"splits = -1 must be from 0", [](Args& a) { a.num_splits = -1; }},
       {"num_threads = -1: must not be negative", [](Args& a) { a.num_threads = -1; }},
-      {"reserved = 1: must be 0", [](Args& a) { a.reserved = 1; }},
+      {"device_index = 1: must be 0 or -1 with device 0 (cpu)", [](Args& a) { a.device_index = 1; }},
   });
 }
 
@@ -510,7 +510,7 @@ TEST(Errors, OfKvAppend) {
   const AppendCase cases[] = {
       {"layout_new = 3: must be", [](AppendArgs& a) { a.layout_new = 3; }},
       {"layout_cache = 2: must be 0 (bshd) or 1 (bhsd)", [](AppendArgs& a) { a.layout_cache = 2; }},
-      {"device = 9: must be 0 (cpu)", [](AppendArgs& a) { a.device = 9; }},
+      {"device = 9: must be 0 (cpu) or 1 (cuda)", [](AppendArgs& a) { a.device = 9; }},
       {"rotary_style = 2: must be", [](AppendArgs& a) { a.rotary_style = 2; }},
       {"q_positions = 2: must be", [](AppendArgs& a) { a.q_positions = 2; }},
       {"k_cache: absent", [](AppendArgs& a) { a.k_cache = {}; }},

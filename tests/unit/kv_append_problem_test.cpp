@@ -45,7 +45,7 @@ TEST(KvAppendProblem, RefusesEnumsAndDtypes) {
   EXPECT_REFUSED(kPlain, "dtype = bool must be f32, f16, bf16 or f64", p.dtype = Dtype::kBool);
   EXPECT_REFUSED(kPlain, "layout_new = 3 must be 0 (bshd), 1 (bhsd) or 2 (thd)", p.layout_new = static_cast<Layout>(3));
   EXPECT_REFUSED(kPlain, "layout_cache = 2 must be 0 (bshd) or 1 (bhsd)", p.layout_cache = Layout::kThd);
-  EXPECT_REFUSED(kPlain, "device = 7 must be 0 (cpu)", p.device = static_cast<Device>(7));
+  EXPECT_REFUSED(kPlain, "device = 7 must be 0 (cpu) or 1 (cuda)", p.device = static_cast<Device>(7));
   EXPECT_REFUSED(kRotary, "rotary_style = 2 must be 0 (half) or 1 (interleaved)",
                  p.rotary_style = static_cast<RotaryStyle>(2));
   EXPECT_REFUSED(kRotary, "rotary_dtype = f16 must be f32 or bf16 (as the cache)", p.rotary_dtype = Dtype::kF16);
