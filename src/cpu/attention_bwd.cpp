@@ -320,10 +320,10 @@ constexpr InstructionSet kGeneric = {
 
 template <const InstructionSet& kSet>
 Verdict check(const AttentionProblem& p, const Machine& machine) {
+  if (p.device != Device::kCpu) return decline("runs on the CPU only");
   if (p.pass != Pass::kBackward) {
     return decline(format("computes gradients; pass = forward is for cpu/attention_fwd_{}", kSet.name));
   }
-  if (p.device != Device::kCpu) return decline("runs on the CPU only");
   if (kSet.kernels() == nullptr) {
     return decline(format("this build has no {} kernels; {} is the nearest", kSet.title, kSet.nearest));
   }

@@ -256,7 +256,6 @@ struct RowFacts {
 Verdict check_problem(const AttentionProblem& problem, const RowFacts& facts) {
   if (problem.pass != Pass::kForward)
     return decline("does the forward pass only; cpu/attention_bwd does the backward pass");
-  if (problem.device != Device::kCpu) return decline("runs on the CPU only");
   if (problem.dtype != Dtype::kF32 && problem.dtype != Dtype::kF16 && problem.dtype != Dtype::kBf16)
     return decline(format("takes f32, f16 and bf16, not {}; ref/attention takes f64", dtype_name(problem.dtype)));
   if (problem.out_dtype != problem.dtype && problem.out_dtype != Dtype::kF32)
@@ -304,16 +303,17 @@ const RowFacts kAvx2 = {"avx2", forward_kernels_avx2, 12.0, false};
 const RowFacts kNeon = {"neon", forward_kernels_neon, 8.0, false};
 const RowFacts kGeneric = {"generic", forward_kernels_generic, 1.0, false};
 
-Verdict check_compiled(const RowFacts& facts, bool cpu_has_it, const char* needs) {
+Verdict check_compiled(const AttentionProblem& problem, const RowFacts& facts, bool cpu_has_it, const char* needs) {
+  if (problem.device != Device::kCpu) return decline("runs on the CPU only");
   if (facts.kernels() == nullptr) return decline(format("this build has no {} kernels", facts.label));
   if (!cpu_has_it) return decline(format("needs a CPU with {}", needs));
   return accept();
 }
 
 Verdict check_avx512_bf16(const AttentionProblem& problem, const Machine& machine) {
-  if (bf16_tiles() == nullptr) return decline("this build has no avx512_bf16 kernels");
-  Verdict verdict = check_compiled(kAvx512Bf16, machine.cpu.avx512_bf16, "AVX-512 BF16");
+  Verdict verdict = check_compiled(problem, kAvx512Bf16, machine.cpu.avx512_bf16, "AVX-512 BF16");
   if (!verdict.accepted) return verdict;
+  if (bf16_tiles() == nullptr) return decline("this build has no avx512_bf16 kernels");
   if (problem.dtype != Dtype::kBf16)
     return decline(format("multiplies bf16, not {}; cpu/attention_fwd_avx512 takes it", dtype_name(problem.dtype)));
   if (problem.out_dtype != Dtype::kBf16)
@@ -330,22 +330,22 @@ double cost_avx512_bf16(const AttentionProblem& problem, const Machine& machine)
 }
 
 Verdict check_avx512(const AttentionProblem& problem, const Machine& machine) {
-  Verdict verdict = check_compiled(kAvx512, machine.cpu.avx512, "AVX-512 (F, BW, CD, DQ, VL)");
+  Verdict verdict = check_compiled(problem, kAvx512, machine.cpu.avx512, "AVX-512 (F, BW, CD, DQ, VL)");
   return verdict.accepted ? check_problem(problem, kAvx512) : verdict;
 }
 
 Verdict check_avx2(const AttentionProblem& problem, const Machine& machine) {
-  Verdict verdict = check_compiled(kAvx2, machine.cpu.avx2, "AVX2, FMA and F16C");
+  Verdict verdict = check_compiled(problem, kAvx2, machine.cpu.avx2, "AVX2, FMA and F16C");
   return verdict.accepted ? check_problem(problem, kAvx2) : verdict;
 }
 
 Verdict check_neon(const AttentionProblem& problem, const Machine& machine) {
-  Verdict verdict = check_compiled(kNeon, machine.cpu.neon, "NEON");
+  Verdict verdict = check_compiled(problem, kNeon, machine.cpu.neon, "NEON");
   return verdict.accepted ? check_problem(problem, kNeon) : verdict;
 }
 
 Verdict check_generic(const AttentionProblem& problem, const Machine&) {
-  Verdict verdict = check_compiled(kGeneric, true, "");
+  Verdict verdict = check_compiled(problem, kGeneric, true, "");
   return verdict.accepted ? check_problem(problem, kGeneric) : verdict;
 }
 

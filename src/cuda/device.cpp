@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "base/format.h"
+#include "cuda/tiles.h"
 
 namespace heed::cuda {
 namespace {
@@ -82,6 +83,31 @@ Result<const DeviceFacts*> device_facts(int32_t index) {
         format("device_index = {}: must be from 0 to {}, the GPUs of this machine", index, all.size() - 1));
   }
   return &all[static_cast<size_t>(index)];
+}
+
+Result<DeviceFacts> typical_device(std::string_view architecture) {
+  struct Typical {
+    const char* name;
+    int32_t major, minor, multiprocessors;
+    int64_t l2_mib;
+  };
+  constexpr Typical kTypical[] = {{"sm_80", 8, 0, 108, 40},  {"sm_86", 8, 6, 84, 6},    {"sm_89", 8, 9, 128, 72},
+                                  {"sm_90a", 9, 0, 132, 50}, {"sm_100", 10, 0, 148, 126}, {"sm_120", 12, 0, 170, 96}};
+  std::string known;
+  for (const Typical& typical : kTypical) {
+    known += format("{}{}", known.empty() ? "" : ", ", typical.name);
+    if (architecture != typical.name) continue;
+    DeviceFacts facts;
+    facts.name = format("a device of {}", typical.name);
+    facts.major = typical.major;
+    facts.minor = typical.minor;
+    facts.multiprocessors = typical.multiprocessors;
+    for (const Architecture& arch : kArchitectures)
+      if (architecture == arch.name) facts.shared_per_block = arch.shared_limit;
+    facts.l2_bytes = typical.l2_mib << 20;
+    return facts;
+  }
+  return invalid_argument(format("architecture = \"{}\": must be one of {}", architecture, known));
 }
 
 int32_t current_device() {

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -27,6 +28,9 @@ const Result<std::vector<DeviceFacts>>& devices();
 
 // invalid_argument where there is no device of that index.
 Result<const DeviceFacts*> device_facts(int32_t index);
+
+// A usual device of an architecture ("sm_90a"), for plans and kernels made where there is none; its index is 0.
+Result<DeviceFacts> typical_device(std::string_view architecture);
 
 // The device of the calling thread's current context, 0 where it has none.
 int32_t current_device();

@@ -127,8 +127,7 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
   for (const PortableTile& tile : kPortableTiles)
     for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
       for (const bool split : {false, true})
-        if (element == Dtype::kF32 || padded_head_dims(tile.dim, tile.dim) == nullptr)
-          add(attention_fwd_portable_variant(element, tile, split));
+        add(attention_fwd_portable_variant(element, tile, split));
   for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
     add(combine_variant(element));
     add(kv_append_variant(element));

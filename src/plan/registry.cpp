@@ -12,9 +12,13 @@ extern const Impl<AttentionProblem> kCpuAttentionBwdAvx512;
 extern const Impl<AttentionProblem> kCpuAttentionBwdAvx2;
 extern const Impl<AttentionProblem> kCpuAttentionBwdNeon;
 extern const Impl<AttentionProblem> kCpuAttentionBwdGeneric;
+extern const Impl<AttentionProblem> kCudaAttentionDecodeSm80;
+extern const Impl<AttentionProblem> kCudaAttentionFwdSm80;
+extern const Impl<AttentionProblem> kCudaAttentionFwdPortable;
 extern const Impl<AttentionProblem> kRefAttention;
 
 extern const Impl<KvAppendProblem> kCpuKvAppend;
+extern const Impl<KvAppendProblem> kCudaKvAppend;
 extern const Impl<KvAppendProblem> kRefKvAppend;
 
 template <>
@@ -22,14 +26,15 @@ std::span<const Impl<AttentionProblem>* const> impls<AttentionProblem>() {
   static constexpr const Impl<AttentionProblem>* kRows[] = {
       &kCpuAttentionFwdAvx512Bf16, &kCpuAttentionFwdAvx512, &kCpuAttentionFwdAvx2, &kCpuAttentionFwdNeon,
       &kCpuAttentionFwdGeneric,    &kCpuAttentionBwdAvx512, &kCpuAttentionBwdAvx2, &kCpuAttentionBwdNeon,
-      &kCpuAttentionBwdGeneric,    &kRefAttention,
+      &kCpuAttentionBwdGeneric,    &kCudaAttentionDecodeSm80, &kCudaAttentionFwdSm80, &kCudaAttentionFwdPortable,
+      &kRefAttention,
   };
   return kRows;
 }
 
 template <>
 std::span<const Impl<KvAppendProblem>* const> impls<KvAppendProblem>() {
-  static constexpr const Impl<KvAppendProblem>* kRows[] = {&kCpuKvAppend, &kRefKvAppend};
+  static constexpr const Impl<KvAppendProblem>* kRows[] = {&kCpuKvAppend, &kCudaKvAppend, &kRefKvAppend};
   return kRows;
 }
 

@@ -145,6 +145,10 @@ __global__ void __launch_bounds__(kV.threads) kv_append(const __grid_constant__ 
   const int lane = threadIdx.x % kLanes;
   const i32 slice = static_cast<i32>(blockIdx.x % p.slices);
   const i32 group = slice * (kV.threads / kLanes) + threadIdx.x / kLanes, groups = p.slices * (kV.threads / kLanes);
+  if (p.batch == 0) {  // packed queries and no sequence: every row lies between sequences
+    clear_gap<kV.element>(p, 0, p.total_q, group, groups, lane, kLanes);
+    return;
+  }
   AppendWork w = append_work(p, static_cast<i32>(blockIdx.x / p.slices));
   if (page_outside(p, w, kV.threads)) w.status |= kStatusPage;
   if (p.status != nullptr && slice == 0 && threadIdx.x == 0) p.status[w.b] = w.status;

@@ -1,0 +1,379 @@
+#include "cuda/attention_fwd.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "base/format.h"
+#include "base/philox.h"
+#include "cuda/launch.h"
+
+namespace heed::cuda {
+namespace {
+
+constexpr int64_t kMost31 = INT32_MAX;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool multiply_fits(int64_t a, int64_t b, int64_t limit) {
+  int64_t product = 0;
+  return !__builtin_mul_overflow(a, b, &product) && product <= limit;
+}
+
+Strides3 strides3(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2]}; }
+Strides4 strides4(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3]}; }
+
+// Data that the host never sees decides which rows and pages are read: looked at once, before attention.
+bool needs_check(const AttentionProblem& p) { return p.packed_q() || p.paged(); }
+// Data that may be wrong, so that a caller who asks for status gets more than zeros.
+bool may_be_bad(const AttentionProblem& p) {
+  return needs_check(p) || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0;
+}
+
+struct WorkspaceLayout {
+  int64_t status_bytes = 0, partial_out_offset = 0, partial_lse_offset = 0, bytes = 0;
+  bool fits = true;
+};
+
+WorkspaceLayout workspace_of(const AttentionProblem& p, const Configuration& c) {
+  constexpr int64_t kAlign = 256;
+  WorkspaceLayout layout;
+  const auto add = [&layout](int64_t count, int64_t bytes_each) {
+    const int64_t offset = layout.bytes;
+    int64_t bytes = 0;
+    layout.fits = layout.fits && !__builtin_mul_overflow(count, bytes_each, &bytes) && bytes < int64_t{1} << 60;
+    layout.bytes += ceil_div(layout.fits ? bytes : 0, kAlign) * kAlign;
+    return offset;
+  };
+  if (needs_check(p)) add(p.batch + 1, 4);
+  if (c.split) {
+    int64_t partials = 0;
+    layout.fits = !__builtin_mul_overflow(total_rows(p), p.nheads_q, &partials) &&
+                  !__builtin_mul_overflow(partials, int64_t{c.max_splits}, &partials);
+    layout.partial_out_offset = add(partials, p.head_dim_v * 4);
+    layout.partial_lse_offset = add(partials, 4);
+  }
+  return layout;
+}
+
+// Everything but pointers and the numbers of one run.
+AttentionFwdParams planned_params(const AttentionProblem& p, const DeviceFacts& facts, const Configuration& c) {
+  AttentionFwdParams params = {};
+  params.q_stride = strides3(p.strides(Slot::kQ));
+  params.k_stride = strides3(p.strides(Slot::kK));
+  params.v_stride = strides3(p.strides(Slot::kV));
+  params.out_stride = strides3(p.strides(Slot::kOut));
+  params.lse_stride = strides3(p.strides(Slot::kLse));
+  params.bias_stride = strides4(p.strides(Slot::kBias));
+  params.mask_stride = strides4(p.strides(Slot::kMask));
+  params.alibi_stride_b = p.strides(Slot::kAlibi)[0];
+  params.batch = p.batch;
+  params.seqlen_q = p.seqlen_q;
+  params.seqlen_k = p.seqlen_k;
+  params.total_q = p.total_q;
+  params.total_k = p.total_k;
+  params.num_tiles_q = c.num_tiles_q;
+  params.nheads_q = static_cast<i32>(p.nheads_q);
+  params.nheads_kv = static_cast<i32>(p.nheads_kv);
+  params.gqa_ratio = static_cast<i32>(p.gqa_ratio());
+  params.rows_per_query = c.rows_per_query;
+  params.head_dim = static_cast<i32>(p.head_dim);
+  params.head_dim_v = static_cast<i32>(p.head_dim_v);
+  params.page_size = static_cast<i32>(p.page_size);
+  params.num_pages = static_cast<i32>(p.num_pages);
+  params.page_table_stride = p.strides(Slot::kPageTable)[0];
+  params.page_table_step = p.strides(Slot::kPageTable)[1];
+  params.cache_rows = p.cache_batch;
+  params.window_left = p.window_left;
+  params.window_right = p.window_right;
+  params.chunk = p.chunk;
+  params.q_offset = p.q_offset;
+  params.offset_kind = static_cast<i32>(p.offset_kind);
+  params.out_is_f32 = p.out_dtype == Dtype::kF32;
+  params.bias_is_f32 = p.bias_dtype == Dtype::kF32;
+  params.longest_first = p.window_right >= 0 && p.window_left < 0;
+  params.aligned = row_align(p) >= 16;
+  params.max_splits = c.max_splits;
+  params.split_tiles = c.split_tiles;
+  // Packed sequences have no length that the host knows; a bias or mask states the longest that it covers.
+  const int letters = (p.bias() ? p.bias_dims : 0) | (p.mask ? p.mask_dims : 0);
+  if (p.packed_q() && (letters & kDimI) != 0) params.q_limit = p.seqlen_q;
+  if (p.packed_k() && (letters & kDimJ) != 0) params.k_limit = p.seqlen_k;
+  // So many heads at a time that their K and V stay in half the L2 cache, heads of a group being one there.
+  const int64_t kv_bytes = std::max<int64_t>(1, usual_keys(p) * (p.head_dim + p.head_dim_v) * dtype_bytes(p.dtype));
+  const int64_t sharing = c.rows_per_query > 1 ? 1 : p.gqa_ratio();
+  const int64_t sections = std::max<int64_t>(1, facts.l2_bytes / 2 / kv_bytes) * sharing;
+  const int64_t heads = c.rows_per_query > 1 ? p.nheads_kv : p.nheads_q;
+  params.heads_per_section = static_cast<i32>(std::min(sections, std::max<int64_t>(1, heads * p.batch)));
+  return params;
+}
+
+// One launch of a plan, and what of the workspace it uses.
+struct ForwardStep {
+  Launch launch;
+  AttentionFwdParams params;
+  WorkspaceLayout workspace;
+  bool checks = false;         // the workspace starts with the sequences' status
+  bool split = false;
+};
+
+float log2e_times(float x) { return static_cast<float>(static_cast<double>(x) * 1.4426950408889634); }
+
+// The pointers and numbers of this run.
+AttentionFwdParams bind(const ForwardStep& step, const AttentionArgs& args) {
+  AttentionFwdParams p = step.params;
+  p.q = args.q;
+  p.k = args.k;
+  p.v = args.v;
+  p.out = args.out;
+  p.lse = static_cast<float*>(args.lse);
+  p.bias = args.bias;
+  p.mask = args.mask;
+  p.alibi_slopes = args.alibi_slopes;
+  p.sinks = args.sinks;
+  p.cu_seqlens_q = args.cu_seqlens_q;
+  p.cu_seqlens_k = args.cu_seqlens_k;
+  p.seqused_q = args.seqused_q;
+  p.seqused_k = args.seqused_k;
+  p.leftpad_k = args.leftpad_k;
+  p.page_table = args.page_table;
+  p.cache_batch_idx = args.cache_batch_idx;
+  p.status = args.status;
+  p.softmax_scale_log2 = log2e_times(args.softmax_scale);
+  p.softcap = args.softcap;
+  p.dropout_on = args.dropout_p > 0.0f;
+  p.dropout_scale = args.dropout_p < 1.0f ? 1.0f / (1.0f - args.dropout_p) : 0.0f;
+  p.dropout_threshold = dropout_threshold(args.dropout_p);
+  p.dropout_seed = args.dropout_seed;
+  p.dropout_offset = args.dropout_offset;
+  p.dropout_seed_ptr = reinterpret_cast<const u64*>(args.dropout_seed_ptr);
+  p.dropout_offset_ptr = reinterpret_cast<const u64*>(args.dropout_offset_ptr);
+  std::copy(args.index_base.begin(), args.index_base.end(), p.index_base);
+  char* const workspace = static_cast<char*>(args.workspace);
+  if (step.checks) p.sequence_status = reinterpret_cast<i32*>(workspace);
+  if (step.split) {
+    p.partial_out = reinterpret_cast<float*>(workspace + step.workspace.partial_out_offset);
+    p.partial_lse = reinterpret_cast<float*>(workspace + step.workspace.partial_lse_offset);
+  }
+  return p;
+}
+
+Status run_step(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step, const AttentionArgs& args) {
+  const auto& mine = *static_cast<const ForwardStep*>(step.params.get());
+  const ContextScope scope(plan.problem.device_index);
+  HEED_RETURN_IF_ERROR(scope.status());
+  const AttentionFwdParams params = bind(mine, args);
+  return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
+}
+
+Status run_check_if_asked(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step,
+                          const AttentionArgs& args) {
+  return args.status == nullptr ? Status() : run_step(plan, step, args);
+}
+
+// Nothing can be wrong with a problem whose lengths the host states.
+Status run_clear_status(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>&, const AttentionArgs& args) {
+  if (args.status == nullptr) return {};
+  const ContextScope scope(plan.problem.device_index);
+  HEED_RETURN_IF_ERROR(scope.status());
+  const size_t bytes = static_cast<size_t>(plan.problem.batch) * 4;
+  const CUresult result = driver().value()->memset_d8_async(reinterpret_cast<CUdeviceptr>(args.status), 0, bytes,
+                                                            static_cast<CUstream>(args.stream));
+  if (result == kCudaSuccess) return {};
+  return driver_error(result, format("cuMemsetD8Async(status, 0, {} bytes)", bytes));
+}
+
+using RunStep = Status (*)(const Plan<AttentionProblem>&, const Step<AttentionProblem>&, const AttentionArgs&);
+
+// Collects the steps of one plan.
+class Steps {
+ public:
+  Steps(const AttentionProblem& problem, const DeviceFacts& facts, const Configuration& configuration,
+        Plan<AttentionProblem>& plan)
+      : facts_(facts), plan_(plan) {
+    base_.params = planned_params(problem, facts, configuration);
+    base_.workspace = workspace_of(problem, configuration);
+    base_.checks = needs_check(problem);
+    base_.split = configuration.split;
+  }
+
+  Status add(std::string name, const KernelVariant& variant, int64_t blocks, RunStep run, bool overlaps = false) {
+    Result<Launch> made = prepare_launch(variant, blocks, facts_.handle);
+    if (!made.ok()) return made.status();
+    auto params = std::make_shared<ForwardStep>(base_);
+    params->launch = std::move(made).value();
+    params->launch.overlaps_previous = overlaps;
+    Step<AttentionProblem> step;
+    step.kernel = std::move(name);
+    step.run = run;
+    step.grid = blocks;
+    step.scratch_bytes = static_cast<size_t>(variant.shared_bytes);
+    step.workspace_bytes = static_cast<size_t>(base_.workspace.bytes);
+    step.params = std::move(params);
+    plan_.steps.push_back(std::move(step));
+    return {};
+  }
+
+ private:
+  const DeviceFacts& facts_;
+  Plan<AttentionProblem>& plan_;
+  ForwardStep base_;
+};
+
+int64_t check_blocks(const AttentionProblem& p, const DeviceFacts& facts) {
+  constexpr int64_t kRowsPerBlock = 16;  // of check_sequences, rows that lie in no sequence
+  if (!p.packed_q()) return p.batch;
+  return p.batch + std::min(ceil_div(p.total_q, kRowsPerBlock), int64_t{4} * facts.multiprocessors);
+}
+
+// Merged rows, a block each.
+int64_t combine_blocks(const AttentionProblem& p) { return total_rows(p) * p.nheads_q; }
+
+}  // namespace
+
+int32_t row_align(const AttentionProblem& p) {
+  int32_t align = 128;
+  for (const Slot slot : {Slot::kQ, Slot::kK, Slot::kV, Slot::kOut})
+    align = std::min(align, p.align[static_cast<size_t>(slot)]);
+  return align;
+}
+
+int64_t total_rows(const AttentionProblem& p) { return p.packed_q() ? p.total_q : p.batch * p.seqlen_q; }
+int64_t most_keys(const AttentionProblem& p) { return p.packed_k() ? p.total_k : p.seqlen_k; }
+
+int64_t usual_queries(const AttentionProblem& p) {
+  return p.packed_q() ? ceil_div(p.total_q, std::max<int64_t>(1, p.batch)) : p.seqlen_q;
+}
+int64_t usual_keys(const AttentionProblem& p) {
+  return p.packed_k() ? ceil_div(p.total_k, std::max<int64_t>(1, p.batch)) : p.seqlen_k;
+}
+
+std::string common_limits(const AttentionProblem& p, const DeviceFacts& facts) {
+  if (p.device != Device::kCuda) return "runs on a GPU only: device=cuda";
+  if (p.pass == Pass::kBackward) return "does the forward pass only; gradients are computed on the CPU (device=cpu)";
+  if (facts.major < 8) {
+    return format("needs a GPU of compute capability 8.0 or later; device {} ({}) has {}.{}", facts.index, facts.name,
+                  facts.major, facts.minor);
+  }
+  if (p.dtype == Dtype::kF64 || p.out_dtype == Dtype::kF64) return "computes in f32: f64 is for ref/attention";
+  if (p.nheads_q > kMost31 || p.batch >= kMost31 || !multiply_fits(p.batch, p.nheads_q, kMost31)) {
+    return format("takes at most {} heads of all sequences together, not {} times {}", kMost31, p.batch, p.nheads_q);
+  }
+  const int64_t queries = p.packed_q() ? p.total_q : p.seqlen_q;
+  if (!multiply_fits(queries, p.gqa_ratio(), kMost31)) {
+    return format("takes at most {} queries of a sequence, heads of a group counted, not {} times {}", kMost31, queries,
+                  p.gqa_ratio());
+  }
+  if (most_keys(p) > kMost31) return format("takes at most {} keys of a sequence, not {}", kMost31, most_keys(p));
+  if (p.page_size > kMost31 || p.num_pages > kMost31) {
+    return format("takes page_size and num_pages of at most {}, not {} and {}", kMost31, p.page_size, p.num_pages);
+  }
+  return {};
+}
+
+Verdict accept_if_it_fits(const Configuration& c, std::string remark) {
+  if (c.blocks <= kMost31) return accept(std::move(remark));
+  return decline(format("would need {} blocks; the grid takes {}", c.blocks, kMost31));
+}
+
+void cut_rows(const AttentionProblem& p, Configuration& c) {
+  const int64_t heads = c.rows_per_query > 1 ? p.nheads_kv : p.nheads_q;
+  if (p.packed_q()) {  // as many tiles as any lengths can need; those too many find nothing to do
+    c.num_tiles_q = p.total_q * c.rows_per_query / c.tile_q + p.batch;
+    c.blocks = p.total_q == 0 ? 0 : c.num_tiles_q * heads;
+  } else {
+    c.num_tiles_q = ceil_div(p.seqlen_q * c.rows_per_query, c.tile_q);
+    c.blocks = c.num_tiles_q * heads * p.batch;
+  }
+}
+
+void cut_keys(const AttentionProblem& p, int64_t slots, int64_t least_tiles, Configuration& c) {
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(most_keys(p), c.tile_k));
+  int64_t wanted = 1;
+  if (p.splits > 0) {
+    wanted = std::min(p.splits, tiles);
+  } else if (p.batch_invariant) {
+    wanted = ceil_div(tiles * c.tile_k, kInvariantSplitKeys);
+    c.split = true;
+  } else if (c.blocks > 0 && combine_blocks(p) <= kMost31) {
+    const int64_t usual_tiles = std::max<int64_t>(1, ceil_div(usual_keys(p), c.tile_k));
+    const int64_t most = std::clamp<int64_t>(usual_tiles / std::max<int64_t>(1, least_tiles), 1, 128);
+    const auto use = [&](int64_t n) {  // of the slots, over the waves that n splits take
+      const double waves = static_cast<double>(c.blocks * n) / static_cast<double>(slots);
+      return waves / std::ceil(waves);
+    };
+    double best = 0;
+    for (int64_t n = 1; n <= most && (n == 1 || c.blocks * n <= 4 * slots); ++n) best = std::max(best, use(n));
+    while (use(wanted) < 0.85 * best) ++wanted;
+    if (p.packed_k()) wanted = std::min<int64_t>(wanted * ceil_div(tiles, usual_tiles), tiles);
+  }
+  c.split_tiles = static_cast<int32_t>(
+      p.batch_invariant && p.splits == 0 ? kInvariantSplitKeys / c.tile_k : ceil_div(tiles, wanted));
+  c.max_splits = static_cast<int32_t>(ceil_div(tiles, c.split_tiles));
+  c.split = c.split || c.max_splits > 1;
+  c.blocks *= c.max_splits;
+}
+
+double roofline_us(const AttentionProblem& p, const DeviceFacts& facts, const Rates& rates) {
+  const double sms = std::max(1, facts.multiprocessors);
+  return 2.0 + std::max(flops(p) / (rates.flops_per_us_sm * sms), bytes(p) / (rates.bytes_per_us_sm * sms));
+}
+
+Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts& facts,
+                             const Configuration& configuration, Plan<AttentionProblem>& plan) {
+  const ContextScope scope(facts.index);
+  HEED_RETURN_IF_ERROR(scope.status());
+  const WorkspaceLayout workspace = workspace_of(problem, configuration);
+  if (!workspace.fits) {
+    return not_supported(format("splits = {}: partial results of {} rows, {} heads and {} splits overflow 64 bits",
+                                problem.splits, total_rows(problem), problem.nheads_q, configuration.max_splits));
+  }
+  plan.workspace_bytes = static_cast<size_t>(workspace.bytes);
+  Steps steps(problem, facts, configuration, plan);
+  if (may_be_bad(problem) && check_blocks(problem, facts) > 0) {
+    const bool always = needs_check(problem);
+    HEED_RETURN_IF_ERROR(steps.add(always ? "check_sequences" : "check_sequences, where status is asked for",
+                                   check_sequences_variant(), check_blocks(problem, facts),
+                                   always ? run_step : run_check_if_asked));
+  } else if (!may_be_bad(problem) && problem.batch > 0) {
+    Step<AttentionProblem> step;
+    step.kernel = "status = 0, where it is asked for";
+    step.run = run_clear_status;
+    plan.steps.push_back(std::move(step));
+  }
+  if (configuration.blocks == 0) return {};
+  HEED_RETURN_IF_ERROR(steps.add(configuration.kernel, configuration.variant, configuration.blocks, run_step));
+  if (!configuration.split) return {};
+  return steps.add("combine", combine_variant(problem.dtype), combine_blocks(problem), run_step, facts.major >= 9);
+}
+
+std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Configuration& configuration) {
+  std::vector<KernelVariant> variants = {configuration.variant};
+  if (configuration.split) variants.push_back(combine_variant(problem.dtype));
+  if (may_be_bad(problem)) variants.push_back(check_sequences_variant());
+  return variants;
+}
+
+std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const DeviceFacts& facts) {
+  using Check = Verdict (*)(const AttentionProblem&, const DeviceFacts&);
+  using Configure = Configuration (*)(const AttentionProblem&, const DeviceFacts&);
+  constexpr std::pair<Check, Configure> kRows[] = {
+      {check_attention_decode_sm80, configure_attention_decode_sm80},
+      {check_attention_fwd_sm80, configure_attention_fwd_sm80},
+      {check_attention_fwd_portable, configure_attention_fwd_portable}};
+  Configuration best;
+  for (const auto& [check, configure] : kRows) {
+    if (!check(problem, facts).accepted) continue;
+    Configuration mine = configure(problem, facts);
+    if (best.kernel.empty() || mine.cost_us < best.cost_us) best = std::move(mine);
+  }
+  return best.kernel.empty() ? std::vector<KernelVariant>() : variants_of(problem, best);
+}
+
+Verdict check_on_device(const AttentionProblem& problem, Verdict (*check)(const AttentionProblem&, const DeviceFacts&)) {
+  if (problem.device != Device::kCuda) return decline("runs on a GPU only: device=cuda");
+  const Result<const DeviceFacts*> facts = device_facts(problem.device_index);
+  return facts.ok() ? check(problem, *facts.value()) : decline(facts.status().message());
+}
+
+}  // namespace heed::cuda

@@ -1,0 +1,88 @@
+// What the three forward rows share on the host: which problems the kernels can take at all, how the work is cut into
+// blocks and splits, the parameter block, and the steps around the attention kernel itself.
+//
+// A row says how it would do a problem on a device as a Configuration: a pure function of both, tested without a GPU.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/kernels/params.h"
+#include "cuda/variants.h"
+#include "ops/attention.h"
+#include "plan/impl.h"
+
+namespace heed::cuda {
+
+struct Configuration {
+  std::string kernel;          // for explain: "attention_fwd_sm80 q128 k64"
+  KernelVariant variant;
+  int32_t tile_q = 0, tile_k = 0;
+  int32_t rows_per_query = 1;  // query heads of a kv head that share a tile
+  int64_t num_tiles_q = 0;     // of a head: of one sequence, packed queries: of all
+  int64_t blocks = 0;
+  int32_t max_splits = 1;      // more than one: partials, merged by combine
+  int32_t split_tiles = 0;     // key tiles of a split
+  bool split = false;          // the variant writes partials (a single split does too where the bits must not change)
+  double cost_us = 0;
+};
+
+// Why no kernel here takes the problem ("" where some does): wrong device, pass, dtype, or too many blocks.
+std::string common_limits(const AttentionProblem& problem, const DeviceFacts& facts);
+
+// Yes where the grid is one that the device takes.
+Verdict accept_if_it_fits(const Configuration& configuration, std::string remark);
+
+// q, k, v and out: the largest power of two that divides every row's address.
+int32_t row_align(const AttentionProblem& problem);
+
+// Rows of q whose queries are attended, all sequences: batch * seqlen_q, or total_q.
+int64_t total_rows(const AttentionProblem& problem);
+// Keys a sequence may have, at most; packed: all of them.
+int64_t most_keys(const AttentionProblem& problem);
+// Queries a sequence has: the capacity; packed: the mean.
+int64_t usual_queries(const AttentionProblem& problem);
+// Keys a sequence has: the capacity; packed: the mean.
+int64_t usual_keys(const AttentionProblem& problem);
+
+// Tiles and blocks for a tile height, before splitting.
+void cut_rows(const AttentionProblem& problem, Configuration& configuration);
+
+// Keys of a split where batch_invariant fixes it, whatever the sequence.
+constexpr int64_t kInvariantSplitKeys = 1024;
+
+// Cuts keys so that `slots` blocks, those that the device runs at once, have work: the fewest splits that come within
+// 15 % of the best use of them. problem.splits, where given, is taken as it is. `least_tiles`: a split is no shorter.
+void cut_keys(const AttentionProblem& problem, int64_t slots, int64_t least_tiles, Configuration& configuration);
+
+// Bytes that q, k, v, out move at least, and multiply-adds as the field counts them, in microseconds on this device.
+struct Rates {
+  double flops_per_us_sm;      // of a multiprocessor
+  double bytes_per_us_sm;
+};
+double roofline_us(const AttentionProblem& problem, const DeviceFacts& facts, const Rates& rates);
+
+// Steps: check_sequences where device data decides what is read, the attention kernel, combine where keys are split.
+Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts& facts,
+                             const Configuration& configuration, Plan<AttentionProblem>& plan);
+
+// The kernels that those steps launch.
+std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Configuration& configuration);
+
+// What each row would do; check() has accepted the problem. Declared here for variants_of and for tests.
+Configuration configure_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Configuration configure_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Configuration configure_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
+Verdict check_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Verdict check_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Verdict check_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
+
+// The kernels that the planner's choice among these rows would launch on such a device; empty where none takes it.
+std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const DeviceFacts& facts);
+
+// From a row's functions above to those of Impl: the problem's device is looked up first.
+Verdict check_on_device(const AttentionProblem& problem, Verdict (*check)(const AttentionProblem&, const DeviceFacts&));
+
+}  // namespace heed::cuda

@@ -1,0 +1,67 @@
+// The row cuda/attention_fwd_portable: f32, any head dim up to 512, any alignment, in plain multiply-adds.
+#include <algorithm>
+
+#include "base/format.h"
+#include "cuda/attention_fwd.h"
+
+namespace heed::cuda {
+namespace {
+
+constexpr Rates kRates = {0.15e6, 10e3};
+
+}  // namespace
+
+Verdict check_attention_fwd_portable(const AttentionProblem& p, const DeviceFacts& facts) {
+  if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
+  if (portable_tile(p.head_dim, p.head_dim_v) == nullptr) {
+    return decline(format("takes head_dim and head_dim_v up to 512, not {} and {}", p.head_dim, p.head_dim_v));
+  }
+  return accept_if_it_fits(configure_attention_fwd_portable(p, facts), "");
+}
+
+Configuration configure_attention_fwd_portable(const AttentionProblem& p, const DeviceFacts& facts) {
+  constexpr int kBlocksEach = 2;
+  const PortableTile& tile = *portable_tile(p.head_dim, p.head_dim_v);
+  Configuration c;
+  c.tile_q = tile.tile_q;
+  c.tile_k = tile.tile_k;
+  const bool few = 2 * usual_queries(p) < tile.tile_q && !p.batch_invariant;
+  c.rows_per_query = few ? static_cast<int32_t>(p.gqa_ratio()) : 1;
+  cut_rows(p, c);
+  if (!p.batch_invariant) cut_keys(p, int64_t{kBlocksEach} * facts.multiprocessors, 256 / tile.tile_k, c);
+  c.kernel = format("attention_fwd_portable {} q{} k{} d{}{}", dtype_name(p.dtype), tile.tile_q, tile.tile_k, tile.dim,
+                    c.split ? " split" : "");
+  c.variant = attention_fwd_portable_variant(p.dtype, tile, c.split);
+  c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
+  return c;
+}
+
+namespace {
+
+Verdict check(const AttentionProblem& problem, const Machine&) {
+  return check_on_device(problem, check_attention_fwd_portable);
+}
+
+double cost_us(const AttentionProblem& problem, const Machine&) {
+  return configure_attention_fwd_portable(problem, *device_facts(problem.device_index).value()).cost_us;
+}
+
+Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
+  const DeviceFacts& facts = *device_facts(problem.device_index).value();
+  return prepare_attention_fwd(problem, facts, configure_attention_fwd_portable(problem, facts), plan);
+}
+
+}  // namespace
+}  // namespace heed::cuda
+
+namespace heed {
+
+extern const Impl<AttentionProblem> kCudaAttentionFwdPortable;
+const Impl<AttentionProblem> kCudaAttentionFwdPortable = {"cuda/attention_fwd_portable",
+                                                          "f32, f16 and bf16 in f32, any head dim up to 512",
+                                                          false,
+                                                          cuda::check,
+                                                          cuda::cost_us,
+                                                          cuda::prepare};
+
+}  // namespace heed

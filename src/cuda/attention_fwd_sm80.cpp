@@ -1,0 +1,145 @@
+// The row cuda/attention_fwd_sm80: f16 and bf16 on the matrix units of Ampere and later.
+#include <algorithm>
+#include <cmath>
+
+#include "base/format.h"
+#include "cuda/attention_fwd.h"
+
+namespace heed::cuda {
+namespace {
+
+constexpr Rates kRates = {2.2e6, 20e3};  // of an H200's multiprocessor, large problems
+
+AttentionFwdFeatures features_of(const AttentionProblem& p) {
+  const bool range = p.window_left >= 0 || p.window_right >= 0 || p.chunk > 0;
+  return {.is_bf16 = p.dtype == Dtype::kBf16,
+          .mask = p.mask ? kMaskElement : range ? kMaskRange : kMaskNone,
+          .modified = p.softcap || p.bias() || p.alibi || p.dropout,
+          .gather = p.paged() || row_align(p) < 16};
+}
+
+Configuration configuration_of(const AttentionProblem& p, AttentionFwdFeatures features, TileHeight height,
+                               const DeviceFacts& facts) {
+  features = reachable(features);
+  const HeadDims& dims = *padded_head_dims(p.head_dim, p.head_dim_v);
+  const AttentionFwdTile& tile = *attention_fwd_tile(features, dims, height, facts.shared_per_block);
+  Configuration c;
+  c.kernel = format("attention_fwd_sm80 q{} k{} d{}/{}{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim, tile.head_dim_v,
+                    features.modified ? " terms" : "", features.gather ? " gather" : "", features.split ? " split" : "");
+  c.variant = attention_fwd_variant(features, tile);
+  c.tile_q = tile.tile_q;
+  c.tile_k = tile.tile_k;
+  // Where a sequence's queries would leave a tile half empty, the heads of a group share it, and each load of K and V.
+  const bool few = usual_queries(p) < 64 && !p.batch_invariant;
+  c.rows_per_query = few ? static_cast<int32_t>(p.gqa_ratio()) : 1;
+  cut_rows(p, c);
+  return c;
+}
+
+// Time in units of key-rows of a multiprocessor: waves, each as long as the blocks that share a multiprocessor.
+double waves_time(const AttentionProblem& p, const Configuration& c, int blocks_each, double speed,
+                  const DeviceFacts& facts) {
+  const double slots = std::max(1, facts.multiprocessors) * blocks_each;
+  double keys = static_cast<double>(usual_keys(p));
+  if (p.causal()) keys = std::min(keys, keys / 2 + c.tile_q / 2.0 + c.tile_k / 2.0);
+  return std::ceil(static_cast<double>(c.blocks) / slots) * blocks_each * c.tile_q * keys / speed;
+}
+
+int blocks_each(const AttentionProblem& p, AttentionFwdFeatures features, TileHeight height, const DeviceFacts& facts) {
+  features = reachable(features);
+  return std::max(1, attention_fwd_tile(features, *padded_head_dims(p.head_dim, p.head_dim_v), height,
+                                        facts.shared_per_block)
+                         ->blocks);
+}
+
+// Few blocks and many keys: splits, where they fill the device better.
+bool split_pays(const AttentionProblem& p, const Configuration& whole, int64_t slots) {
+  if (p.mask || p.batch_invariant) return false;
+  if (p.splits > 0) return p.splits > 1;
+  return whole.blocks > 0 && 10 * whole.blocks < 7 * slots && usual_keys(p) >= 512;
+}
+
+double cost_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {
+  // Rows of a tile that no query owns cost as much as others.
+  const double rows = static_cast<double>(usual_queries(p) * c.rows_per_query);
+  const double padded = std::max(1.0, std::ceil(rows / c.tile_q)) * c.tile_q / std::max(1.0, rows);
+  const Rates rates = {kRates.flops_per_us_sm / std::max(1.0, padded), kRates.bytes_per_us_sm};
+  return roofline_us(p, facts, rates) + (c.split ? 2.0 : 0.0);
+}
+
+}  // namespace
+
+Verdict check_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
+  if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
+  if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16) {
+    return decline(format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype)));
+  }
+  if (padded_head_dims(p.head_dim, p.head_dim_v) == nullptr) {
+    return decline(format("takes head_dim and head_dim_v up to 256, not {} and {}; cuda/attention_fwd_portable takes up to 512",
+                          p.head_dim, p.head_dim_v));
+  }
+  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0) {
+    return decline(format("takes multiples of 8 as head_dim and head_dim_v, not {} and {}; cuda/attention_fwd_portable "
+                          "takes any",
+                          p.head_dim, p.head_dim_v));
+  }
+  const char* const remark = p.mask && p.splits > 1 ? "keys under a mask tensor are not split" : "";
+  return accept_if_it_fits(configure_attention_fwd_sm80(p, facts), remark);
+}
+
+Configuration configure_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
+  AttentionFwdFeatures features = features_of(p);
+  Configuration low = configuration_of(p, features, TileHeight::kLow, facts);
+  const int64_t slots = int64_t{blocks_each(p, features, TileHeight::kLow, facts)} * facts.multiprocessors;
+  if (split_pays(p, low, slots)) {
+    features.split = true;
+    Configuration split = configuration_of(p, features, TileHeight::kLow, facts);
+    cut_keys(p, slots, 4, split);
+    if (split.split) {
+      split.cost_us = cost_of(p, split, facts);
+      return split;
+    }
+    features.split = false;
+  }
+  if (!p.batch_invariant) {
+    Configuration tall = configuration_of(p, features, TileHeight::kTall, facts);
+    const double low_speed = p.head_dim > 96 ? 0.90 : 0.98;  // of a full device, beside the tall tile
+    if (tall.tile_q != low.tile_q &&
+        waves_time(p, tall, blocks_each(p, features, TileHeight::kTall, facts), 1.0, facts) <
+            waves_time(p, low, blocks_each(p, features, TileHeight::kLow, facts), low_speed, facts)) {
+      low = std::move(tall);
+    }
+  }
+  low.cost_us = cost_of(p, low, facts);
+  return low;
+}
+
+namespace {
+
+Verdict check(const AttentionProblem& problem, const Machine&) {
+  return check_on_device(problem, check_attention_fwd_sm80);
+}
+
+double cost_us(const AttentionProblem& problem, const Machine&) {
+  return configure_attention_fwd_sm80(problem, *device_facts(problem.device_index).value()).cost_us;
+}
+
+Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
+  const DeviceFacts& facts = *device_facts(problem.device_index).value();
+  return prepare_attention_fwd(problem, facts, configure_attention_fwd_sm80(problem, facts), plan);
+}
+
+}  // namespace
+}  // namespace heed::cuda
+
+namespace heed {
+
+extern const Impl<AttentionProblem> kCudaAttentionFwdSm80;
+const Impl<AttentionProblem> kCudaAttentionFwdSm80 = {"cuda/attention_fwd_sm80",
+                                                      "f16 and bf16 on the matrix units, Ampere and later",
+                                                      false,
+                                                      cuda::check,
+                                                      cuda::cost_us,
+                                                      cuda::prepare};
+
+}  // namespace heed

@@ -1,0 +1,180 @@
+// What the GPU rows would do, as pure functions of problem and device: no GPU is needed.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "cuda/attention_fwd.h"
+#include "cuda/tiles.h"
+#include "ops/problem_line.h"
+
+namespace heed::cuda {
+namespace {
+
+AttentionProblem problem_of(const std::string& line) {
+  Result<ProblemLine> parsed = parse_problem_line(line);
+  EXPECT_TRUE(parsed.ok()) << line << ": " << parsed.status().message();
+  return parsed.ok() ? std::get<AttentionProblem>(parsed.value().problem) : AttentionProblem();
+}
+
+DeviceFacts device_of(const char* arch) {
+  const Result<DeviceFacts> facts = typical_device(arch);
+  EXPECT_TRUE(facts.ok());
+  return facts.value();
+}
+
+DeviceFacts h200() { return device_of("sm_90a"); }
+
+std::vector<std::string> forward_lines() {
+  std::vector<std::string> lines;
+  for (const auto& file : std::filesystem::directory_iterator(std::string(HEED_SOURCE_DIR) + "/tests/problems")) {
+    std::ifstream stream(file.path());
+    for (std::string line; std::getline(stream, line);) {
+      if (!line.starts_with("attention") || line.find("pass=bwd") != std::string::npos ||
+          line.find(" f64") != std::string::npos || line.find("=f64") != std::string::npos)
+        continue;
+      if (const size_t threads = line.find(" threads="); threads != std::string::npos)
+        line.erase(threads, line.find(' ', threads + 1) - threads);
+      lines.push_back(line + " device=cuda");
+    }
+  }
+  return lines;
+}
+
+// Keys, rows and splits that a configuration covers are those that the problem can have.
+void expect_covers(const AttentionProblem& p, const Configuration& c, const std::string& line) {
+  const int64_t tiles = (most_keys(p) + c.tile_k - 1) / c.tile_k;
+  EXPECT_GE(int64_t{c.max_splits} * (c.max_splits > 1 ? c.split_tiles : tiles), tiles) << line;
+  EXPECT_TRUE(c.split || c.max_splits == 1) << line;
+  const int64_t heads = c.rows_per_query > 1 ? p.nheads_kv : p.nheads_q;
+  if (p.packed_q()) {
+    EXPECT_GE(c.num_tiles_q, p.total_q * c.rows_per_query / c.tile_q) << line;
+    EXPECT_EQ(c.blocks, p.total_q > 0 ? c.num_tiles_q * heads * c.max_splits : 0) << line;
+  } else {
+    EXPECT_GE(c.num_tiles_q * c.tile_q, p.seqlen_q * c.rows_per_query) << line;
+    EXPECT_EQ(c.blocks, c.num_tiles_q * heads * p.batch * c.max_splits) << line;
+  }
+}
+
+TEST(CudaPlan, EveryForwardProblemHasARowAndItsKernelsAreReachable) {
+  const std::vector<std::string> lines = forward_lines();
+  ASSERT_GT(lines.size(), 200u);
+  for (const Architecture& arch : kArchitectures) {
+    const DeviceFacts facts = device_of(arch.name);
+    std::set<std::string> reachable;
+    for (const KernelVariant& variant : reachable_variants(arch)) reachable.insert(variant.key.expression);
+    for (const std::string& line : lines) {
+      const AttentionProblem p = problem_of(line);
+      using Row = std::pair<Verdict (*)(const AttentionProblem&, const DeviceFacts&),
+                            Configuration (*)(const AttentionProblem&, const DeviceFacts&)>;
+      int accepting = 0;
+      for (const Row& row : {Row{check_attention_decode_sm80, configure_attention_decode_sm80},
+                             Row{check_attention_fwd_sm80, configure_attention_fwd_sm80},
+                             Row{check_attention_fwd_portable, configure_attention_fwd_portable}}) {
+        if (!row.first(p, facts).accepted) continue;
+        ++accepting;
+        const Configuration c = row.second(p, facts);
+        expect_covers(p, c, line);
+        EXPECT_LE(c.variant.shared_bytes, facts.shared_per_block) << line;
+        for (const KernelVariant& variant : variants_of(p, c))
+          EXPECT_TRUE(reachable.contains(variant.key.expression)) << line << ": " << variant.key.expression;
+      }
+      EXPECT_GT(accepting, 0) << line;
+      EXPECT_FALSE(variants_of(p, facts).empty()) << line;
+    }
+  }
+}
+
+std::string chosen(const std::string& line) {
+  const AttentionProblem p = problem_of(line + " device=cuda");
+  const DeviceFacts facts = h200();
+  const Configuration decode =
+      check_attention_decode_sm80(p, facts).accepted ? configure_attention_decode_sm80(p, facts) : Configuration();
+  const Configuration fwd =
+      check_attention_fwd_sm80(p, facts).accepted ? configure_attention_fwd_sm80(p, facts) : Configuration();
+  if (!decode.kernel.empty() && (fwd.kernel.empty() || decode.cost_us <= fwd.cost_us)) return decode.kernel;
+  return fwd.kernel.empty() ? configure_attention_fwd_portable(p, facts).kernel : fwd.kernel;
+}
+
+TEST(CudaPlan, Choices) {
+  EXPECT_EQ(chosen("attention b=1 hq=32 hkv=8 sq=1 sk=131072 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128 split");
+  EXPECT_EQ(chosen("attention b=128 hq=32 hkv=32 sq=1 sk=1024 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
+  EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm80 q128 k64 d64/64");
+  EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=64 f32").starts_with("attention_fwd_portable f32"));
+  EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=60 bf16").starts_with("attention_fwd_portable bf16"));
+  EXPECT_TRUE(chosen("attention b=8 hq=16 sq=128 d=300 f16").starts_with("attention_fwd_portable f16"));
+}
+
+// Few blocks and many keys: the device is filled, or as good as.
+TEST(CudaPlan, SplitsFillTheDevice) {
+  const DeviceFacts facts = h200();
+  for (const char* line : {"attention b=1 hq=32 hkv=8 sq=1 sk=131072 d=128 bf16 device=cuda",
+                           "attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16 device=cuda",
+                           "attention b=8 hq=64 hkv=8 sq=1 sk=32768 d=128 bf16 device=cuda",
+                           "attention b=1 hq=8 sq=1 sk=65536 d=64 f16 device=cuda"}) {
+    const Configuration c = configure_attention_decode_sm80(problem_of(line), facts);
+    const double waves = static_cast<double>(c.blocks) / (2.0 * facts.multiprocessors);
+    EXPECT_GE(waves / std::ceil(waves), 0.8) << line << ": " << c.blocks;
+    EXPECT_LE(c.blocks, 8 * facts.multiprocessors) << line;
+  }
+  const Configuration c =
+      configure_attention_fwd_sm80(problem_of("attention b=1 hq=2 sq=64 sk=65536 d=64 bf16 device=cuda"), facts);
+  EXPECT_GT(c.max_splits, 16);
+}
+
+// With batch_invariant nothing that cuts a sequence depends on its neighbours.
+TEST(CudaPlan, BatchInvariantCuts) {
+  const DeviceFacts facts = h200();
+  const auto decode = [&](int batch, int keys) {
+    return configure_attention_decode_sm80(
+        problem_of("attention b=" + std::to_string(batch) + " hq=32 hkv=8 sq=1 sk=" + std::to_string(keys) +
+                   " d=128 bf16 used_k batch_invariant device=cuda"),
+        facts);
+  };
+  const Configuration one = decode(1, 100), many = decode(77, 100000);
+  EXPECT_EQ(one.variant.key.expression, many.variant.key.expression);
+  EXPECT_EQ(one.split_tiles, many.split_tiles);
+  EXPECT_TRUE(one.split && many.split);
+  const auto forward = [&](int batch, int length) {
+    return configure_attention_fwd_sm80(
+        problem_of("attention b=" + std::to_string(batch) + " hq=32 hkv=8 sq=" + std::to_string(length) +
+                   " d=128 bf16 causal used_q used_k batch_invariant device=cuda"),
+        facts);
+  };
+  EXPECT_EQ(forward(1, 20).variant.key.expression, forward(64, 9000).variant.key.expression);
+  EXPECT_EQ(forward(1, 20).rows_per_query, forward(64, 9000).rows_per_query);
+}
+
+TEST(CudaPlan, WhatIsDeclinedIsDeclinedWithASentence) {
+  const DeviceFacts facts = h200();
+  const auto reason = [&](const std::string& line) {
+    return check_attention_fwd_sm80(problem_of(line), facts).reason;
+  };
+  EXPECT_NE(reason("attention sq=8 d=64 bf16").find("device=cuda"), std::string::npos);
+  EXPECT_NE(reason("attention sq=8 d=64 device=cuda").find("not f32"), std::string::npos);
+  EXPECT_NE(reason("attention sq=8 d=512 bf16 device=cuda").find("up to 256, not 512 and 512"), std::string::npos);
+  EXPECT_NE(reason("attention sq=8 d=60 bf16 device=cuda").find("multiples of 8"), std::string::npos);
+  EXPECT_NE(reason("attention sq=8 d=64 bf16 pass=bwd device=cuda").find("forward pass only"), std::string::npos);
+  EXPECT_NE(reason("attention sq=8 sk=3000000000 d=64 bf16 device=cuda").find("not 3000000000"), std::string::npos);
+  DeviceFacts old = facts;
+  old.major = 7;
+  EXPECT_NE(check_attention_fwd_portable(problem_of("attention sq=8 d=64 device=cuda"), old).reason.find("8.0"),
+            std::string::npos);
+}
+
+TEST(CudaPlan, TypicalDevices) {
+  for (const Architecture& arch : kArchitectures) {
+    const Result<DeviceFacts> facts = typical_device(arch.name);
+    ASSERT_TRUE(facts.ok());
+    EXPECT_EQ(architecture(facts.value().major, facts.value().minor), arch.name);
+    EXPECT_EQ(facts.value().shared_per_block, arch.shared_limit);
+  }
+  EXPECT_FALSE(typical_device("sm_75").ok());
+}
+
+}  // namespace
+}  // namespace heed::cuda
