@@ -1,5 +1,5 @@
 // The reference's own traits; its numbers are compared with an independent formula in
-// tests/python/test_reference_numpy.py and looked at directly in spec_test.cpp.
+// tests/python/test_reference_numpy.py and looked at directly in spec_test.cpp and spec_score_test.cpp.
 #include <gtest/gtest.h>
 
 #include <cmath>
