@@ -230,9 +230,8 @@ class AttentionMaker {
     const auto& k = tensor(Slot::kK).shape();
     q_along_.assign(q[0] * q[2], -1.0);
     k_along_.assign(k[0] * k[2], -1.0);
-    for (int64_t b = 0; b < p_.batch; ++b) {
-      sequences_.push_back(ref::sequence_of(p_, args, b));
-      const ref::Sequence& s = sequences_.back();
+    sequences_ = ref::sequences_of(p_, args);
+    for (const ref::Sequence& s : sequences_) {
       for (int64_t i = 0; i < s.num_rows; ++i) q_along_[s.q_batch * q[2] + s.first_row + i] = 1;
       for (int64_t j = 0; j < s.num_keys; ++j) {
         const int64_t key = s.first_key + j;

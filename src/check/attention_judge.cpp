@@ -27,11 +27,11 @@ class AttentionJudge {
   AttentionJudge(const AttentionProblem& problem, const AttentionArgs& args)
       : p_(problem),
         a_(args),
+        sequences_(ref::sequences_of(problem, args)),
         exact_(problem, args),
         plain_(problem, args),
         exact_sums_(problem),
         plain_sums_(problem) {
-    for (int64_t b = 0; b < p_.batch; ++b) sequences_.push_back(ref::sequence_of(p_, a_, b));
     for (const Slot slot : {Slot::kOut, Slot::kLse, Slot::kDq, Slot::kDk, Slot::kDv, Slot::kDbias}) {
       if (is_output(slot)) judge(slot).emplace(std::string(slot_name(slot)), slot_dtype(p_, slot), index_names(slot));
     }
@@ -297,7 +297,7 @@ class AttentionJudge {
     Report report;
     const ref::Magnitudes& largest = exact_.magnitudes();
     const double scale = std::fabs(static_cast<double>(a_.softmax_scale));
-    finish_slot(Slot::kOut, largest.v, report);
+    finish_slot(Slot::kOut, largest.v * (1 + largest.turn), report);
     finish_slot(Slot::kLse, 0, report);
     finish_slot(Slot::kDq, scale * largest.ds * largest.k, report);
     finish_slot(Slot::kDk, scale * largest.ds * largest.q, report);
@@ -307,8 +307,8 @@ class AttentionJudge {
       finish_vector("dsinks", a_.dsinks, exact_sums_.dsinks, plain_sums_.dsinks, largest.dsink, report);
     }
     if (p_.dalibi) {
-      finish_vector("dalibi_slopes", a_.dalibi_slopes, exact_sums_.dalibi, plain_sums_.dalibi,
-                    largest.ds * largest.distance, report);
+      finish_vector("dalibi_slopes", a_.dalibi_slopes, exact_sums_.dalibi, plain_sums_.dalibi, largest.dalibi,
+                    report);
     }
     if (a_.status != nullptr) {
       TensorJudge verdict("status", Dtype::kI32, "b");

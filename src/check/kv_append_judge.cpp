@@ -16,8 +16,12 @@ class KvAppendJudge {
  public:
   KvAppendJudge(const KvAppendProblem& before_problem, const KvAppendArgs& before, const KvAppendProblem& problem,
                 const KvAppendArgs& args)
-      : before_problem_(before_problem), before_(before), p_(problem), a_(args), keys_per_row_(keys_per_row(problem)) {
-    for (int64_t b = 0; b < p_.batch; ++b) appends_.push_back(ref::append_of(before_problem_, before_, b));
+      : before_problem_(before_problem),
+        before_(before),
+        p_(problem),
+        a_(args),
+        appends_(ref::appends_of(before_problem, before)),
+        keys_per_row_(keys_per_row(problem)) {
     written_.resize(slot_shape(p_, KvSlot::kKCache)[0] * keys_per_row_);
   }
 
@@ -153,8 +157,8 @@ class KvAppendJudge {
   const KvAppendArgs& before_;
   const KvAppendProblem& p_;
   const KvAppendArgs& a_;
-  int64_t keys_per_row_;
   std::vector<ref::Append> appends_;
+  int64_t keys_per_row_;
   std::vector<bool> written_;  // (cache row or page, key in it)
   double largest_ = 0;
   std::vector<double> want_;

@@ -116,10 +116,10 @@ void claim_tasks(const BackwardRun& run, int64_t num_tasks, int64_t max_workers,
 
 void locate_sequences(const BackwardRun& run) {
   const AttentionProblem& p = *run.problem;
-  int64_t packed_end = 0;
+  PackedRows before;
   run.first_task[0] = 0;
   for (int64_t b = 0; b < p.batch; ++b) {
-    run.sequences[b] = locate_sequence(p, *run.args, b, &packed_end);
+    run.sequences[b] = locate_sequence(p, *run.args, b, &before);
     if (run.args->status != nullptr) run.args->status[b] = run.sequences[b].status;
     run.first_task[b + 1] = run.first_task[b] + run.num_key_blocks(run.sequences[b]) * p.nheads_kv;
   }

@@ -129,10 +129,11 @@ bool has_padding(const Sequence& s) { return s.q_gap > 0 || s.q_rows > s.q_len; 
 // for its padding.
 void divide_work(ForwardRun* run, int32_t threads) {
   const AttentionProblem& problem = *run->problem;
-  int64_t packed_end = 0, longest = 0;  // chunks of the longest sequence
+  PackedRows before;
+  int64_t longest = 0;  // chunks of the longest sequence
   for (int64_t b = 0; b < problem.batch; ++b) {
     SequenceWork* work = new (run->sequences + b) SequenceWork;
-    work->where = locate_sequence(problem, *run->args, b, &packed_end);
+    work->where = locate_sequence(problem, *run->args, b, &before);
     const int64_t rows = work->where.q_len * problem.gqa_ratio();
     work->decode = rows > 0 && rows <= decode_rows_limit(problem);
     work->chunk_keys = chunk_keys(problem, work->where.k_len, work->decode);
@@ -143,7 +144,7 @@ void divide_work(ForwardRun* run, int32_t threads) {
   SequenceWork* tail = new (run->sequences + problem.batch) SequenceWork;
   if (problem.packed_q()) {
     tail->where.q_begin = problem.total_q;
-    tail->where.q_gap = problem.total_q - packed_end;
+    tail->where.q_gap = problem.total_q - before.end_q;
   }
   run->num_sequences = problem.batch + 1;
   // Smaller units when there are few: which rows and heads share a unit changes no bit.

@@ -74,9 +74,13 @@ int32_t find_status(const KvAppendProblem& problem, const KvAppendArgs& args, co
   return status;
 }
 
-// packed_end: end of the packed query rows of the sequences before; rows between it and this sequence's are to be
-// zeroed.
-Append locate_append(const KvAppendProblem& problem, const KvAppendArgs& args, int64_t b, int64_t* packed_end) {
+// Packed query rows of the sequences before this one.
+struct PackedQueries {
+  int64_t end = 0;      // rows between it and this sequence's are to be zeroed
+  int64_t highest = 0;  // of the cu_seqlens_q so far that lie within the total; nothing starts below it
+};
+
+Append locate_append(const KvAppendProblem& problem, const KvAppendArgs& args, int64_t b, PackedQueries* before) {
   Append a;
   a.batch = b;
   Rows q, keys;
@@ -84,7 +88,11 @@ Append locate_append(const KvAppendProblem& problem, const KvAppendArgs& args, i
     q = rows_of(problem.packed() ? args.cu_seqlens_q : nullptr, problem.total_q, problem.seqlen_q, b);
   if (problem.append)
     keys = rows_of(problem.packed() ? args.cu_seqlens_new : nullptr, problem.total_new, problem.seqlen_new, b);
-  if (problem.packed() && q.first < *packed_end && problem.has_q()) q.good = q.length == 0 && q.good;
+  if (problem.packed() && problem.has_q()) {
+    const int64_t begin = args.cu_seqlens_q[b];
+    q.good = q.good && begin >= before->highest;
+    if (begin <= problem.total_q) before->highest = std::max(before->highest, begin);
+  }
   const int64_t leftpad = problem.leftpad ? args.leftpad_k[b] : 0;
   a.start = args.cache_seqlens[b];
   a.position = problem.rotary_seqlens ? args.rotary_seqlens[b] : a.start - leftpad;
@@ -99,9 +107,9 @@ Append locate_append(const KvAppendProblem& problem, const KvAppendArgs& args, i
   if (!problem.packed()) {
     a.num_zero = problem.seqlen_q - a.num_q;  // all rows of a bad sequence
   } else if (a.num_q > 0) {
-    a.first_zero = *packed_end;
-    a.num_zero = a.first_q - *packed_end;
-    *packed_end = a.first_q + a.num_q;
+    a.first_zero = before->end;
+    a.num_zero = a.first_q - before->end;
+    before->end = a.first_q + a.num_q;
   }
   return a;
 }
@@ -218,15 +226,16 @@ struct AppendParams {
 Status run(const Plan<KvAppendProblem>& plan, const Step<KvAppendProblem>& step, const KvAppendArgs& args) {
   const KvAppendProblem& problem = plan.problem;
   Append* appends = reinterpret_cast<Append*>(static_cast<char*>(args.workspace) + step.workspace_offset);
-  int64_t work = 0, packed_end = 0;
+  PackedQueries before;
+  int64_t work = 0;
   for (int64_t b = 0; b <= problem.batch; ++b) {
     Append* a = new (appends + b) Append;
     if (b < problem.batch) {
-      *a = locate_append(problem, args, b, &packed_end);
+      *a = locate_append(problem, args, b, &before);
       if (args.status != nullptr) args.status[b] = a->status;
     } else if (problem.has_q() && problem.packed()) {  // rows after every sequence
-      a->first_zero = packed_end;
-      a->num_zero = problem.total_q - packed_end;
+      a->first_zero = before.end;
+      a->num_zero = problem.total_q - before.end;
     }
     a->first_work = work;
     work += a->num_new + a->num_q + a->num_zero;

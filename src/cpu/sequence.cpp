@@ -11,21 +11,29 @@ bool exceeds_extent(const AttentionProblem& problem, uint8_t letter, int64_t len
   return bounded && length > extent;
 }
 
-// Where sequence b's queries lie. Packed: its rows must follow those of every sequence before it.
-void locate_queries(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, int64_t* packed_end,
+// Whether rows [begin, end) lie within the total and start below no offset before them, so that no row is written
+// twice.
+bool rows_are_good(int64_t begin, int64_t end, int64_t total, int64_t* highest) {
+  const bool good = begin >= *highest && end >= begin && end <= total;
+  if (begin <= total) *highest = std::max(*highest, begin);
+  return good;
+}
+
+// Where sequence b's queries lie.
+void locate_queries(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, PackedRows* before,
                     Sequence* s) {
   int64_t capacity = problem.seqlen_q;
   if (problem.packed_q()) {
     const int64_t begin = args.cu_seqlens_q[b], end = args.cu_seqlens_q[b + 1];
-    if (begin < *packed_end || end < begin || end > problem.total_q) {
-      s->q_begin = *packed_end;
+    if (!rows_are_good(begin, end, problem.total_q, &before->highest_q)) {
+      s->q_begin = before->end_q;
       s->status |= kBadLengthQ;
       return;
     }
     s->q_begin = begin;
-    s->q_gap = begin - *packed_end;
+    s->q_gap = begin - before->end_q;
     capacity = end - begin;
-    *packed_end = end;
+    before->end_q = end;
   }
   s->q_rows = capacity;
   const int64_t used = problem.used_q ? args.seqused_q[b] : capacity;
@@ -36,12 +44,15 @@ void locate_queries(const AttentionProblem& problem, const AttentionArgs& args, 
   }
 }
 
-void locate_key_rows(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, Sequence* s) {
+void locate_key_rows(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, PackedRows* before,
+                     Sequence* s) {
   int64_t capacity = problem.seqlen_k;
   s->cache_row = b;
   if (problem.packed_k()) {
     const int64_t begin = args.cu_seqlens_k[b], end = args.cu_seqlens_k[b + 1];
-    if (begin < 0 || end < begin || end > problem.total_k) {
+    int64_t any = 0;  // keys that are only read may be shared
+    const bool written = problem.pass == Pass::kBackward;
+    if (!rows_are_good(begin, end, problem.total_k, written ? &before->highest_k : &any)) {
       s->status |= kBadLengthK;
       return;
     }
@@ -90,11 +101,11 @@ int64_t query_offset(const AttentionProblem& problem, const Sequence& s) {
 
 }  // namespace
 
-Sequence locate_sequence(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, int64_t* packed_end) {
+Sequence locate_sequence(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, PackedRows* before) {
   Sequence s;
   s.batch = b;
-  locate_queries(problem, args, b, packed_end, &s);
-  locate_key_rows(problem, args, b, &s);
+  locate_queries(problem, args, b, before, &s);
+  locate_key_rows(problem, args, b, before, &s);
   if (s.status == 0 && problem.paged() && !pages_are_good(problem, args, s)) s.status |= kBadPage;
   if (s.status != 0) s.q_len = s.k_len = 0;
   s.offset = query_offset(problem, s);

@@ -26,10 +26,16 @@ struct Sequence {
   int32_t status = 0;     // StatusBit
 };
 
-// Geometry of sequence b. packed_end: running end of the packed query rows of the sequences before b, 0 at first;
-// updated. So rows that a broken cu_seqlens_q leaves to nobody become the gap of the next good sequence, or the tail
-// after the last.
-Sequence locate_sequence(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, int64_t* packed_end);
+// What the sequences before b say of packed rows; starts as zeroes, and locate_sequence updates it.
+struct PackedRows {
+  int64_t end_q = 0;      // query rows before this one are some sequence's, or the gap before one
+  int64_t highest_q = 0;  // of the cu_seqlens_q so far that lie within the total; nothing starts below it
+  int64_t highest_k = 0;  // likewise, in the backward pass, which writes rows of keys
+};
+
+// Geometry of sequence b. Rows that a broken cu_seqlens_q leaves to nobody become the gap of the next good sequence, or
+// the tail after the last.
+Sequence locate_sequence(const AttentionProblem& problem, const AttentionArgs& args, int64_t b, PackedRows* before);
 
 struct KeyRange {
   int64_t lo = 0, hi = 0;  // visible keys: lo <= j < hi; empty if hi <= lo

@@ -243,6 +243,9 @@ Real AttentionRows<Real>::forward(int64_t h, int64_t i, Real* out) {
   const int64_t width = problem_.head_dim_v;
   std::fill(out, out + width, row.poisoned ? row.lse : Real{0});
   if (row.poisoned) return row.lse;
+  if constexpr (std::is_same_v<Real, double>) {
+    for (const int64_t j : summed_) raise(magnitudes_.turn, p_[j] * (1 - p_[j]) * std::fabs(s_[j]) * keep_scale_);
+  }
   for (const int64_t j : summed_) p_[j] = rounded(p_[j]);
   add_rows(p_.data(), summed_.data(), static_cast<int64_t>(summed_.size()), v_.data(), width, width, out);
   for (int64_t d = 0; d < width; ++d) out[d] *= keep_scale_;
@@ -314,18 +317,18 @@ template <class Real>
 void AttentionRows<Real>::note_magnitudes(int64_t i, const Softmax& row, Real delta, Real dlse) {
   const Real rest = std::fabs(delta) + std::fabs(dlse);
   const Real lse = std::isfinite(row.lse) ? std::fabs(row.lse) : Real{0};
+  double dalibi = 0;
   for (const Real x : q_) raise(magnitudes_.q, x);
   for (const Real x : dout_) raise(magnitudes_.dout, x);
   for (const int64_t j : shown_) {
     const Real folds = 1 + std::max(std::fabs(s_[j]), lse) / 4;
+    const Real ds = p_[j] * folds * (std::fabs(dp_[j]) + rest);
     raise(magnitudes_.p, p_[j] * folds);
-    raise(magnitudes_.ds, p_[j] * folds * (std::fabs(dp_[j]) + rest));
+    raise(magnitudes_.ds, ds);
+    dalibi += ds * static_cast<double>(std::abs(i + sequence_.offset - j));
   }
+  raise(magnitudes_.dalibi, dalibi);
   raise(magnitudes_.dsink, row.sink * (1 + lse / 4) * rest);
-  if (shown_.empty()) return;
-  const int64_t position = i + sequence_.offset;
-  raise(magnitudes_.distance, static_cast<double>(std::abs(position - shown_.front())));
-  raise(magnitudes_.distance, static_cast<double>(std::abs(position - shown_.back())));
 }
 
 template <class Real>
@@ -381,9 +384,8 @@ void store_row(const AttentionProblem& p, Slot slot, void* data, int64_t offset,
 
 template <class Body>
 void for_each_group(const AttentionProblem& p, const AttentionArgs& a, AttentionRows<double>& rows, Body&& body) {
-  for (int64_t b = 0; b < p.batch; ++b) {
-    const Sequence sequence = sequence_of(p, a, b);
-    if (a.status != nullptr) a.status[b] = sequence.status;
+  for (const Sequence& sequence : sequences_of(p, a)) {
+    if (a.status != nullptr) a.status[sequence.b] = sequence.status;
     for (int64_t hkv = 0; hkv < p.nheads_kv && sequence.num_rows > 0; ++hkv) {
       rows.select(sequence, hkv);
       body(sequence, hkv);

@@ -22,7 +22,11 @@ struct Sequence {
   const int32_t* pages = nullptr;  // this sequence's row of the page table
   int64_t offset = 0;  // query i stands at position i + offset
 };
-Sequence sequence_of(const AttentionProblem& problem, const AttentionArgs& args, int64_t b);
+std::vector<Sequence> sequences_of(const AttentionProblem& problem, const AttentionArgs& args);
+
+// Packed rows that are written belong to one sequence: element b says whether cu_seqlens[b] is no less than any offset
+// before it that lies within the total. All true where there are no offsets.
+std::vector<bool> starts_in_order(const int32_t* cu_seqlens, int64_t batch, int64_t total);
 
 // Element (key j, 0) of head hkv in k, v, dk or dv.
 int64_t key_offset(const AttentionProblem& problem, const Sequence& sequence, Slot slot, int64_t hkv, int64_t j);
@@ -41,12 +45,14 @@ struct SummedGradients {
 // Largest magnitudes among finite numbers: what the small terms of the error bound scale with.
 struct Magnitudes {
   double q = 0, k = 0, v = 0, dout = 0;
+  // P_ij (1 - P_ij) |S_ij|, with the dropout's factor: how far a relative error of one score moves out, in units of v.
+  double turn = 0;
   // Backward, P = exp(S - lse) of two f32 numbers: each is off by half an ulp of its size at least, and P carries that.
   // So what P enters counts (1 + max(|S|, |lse|) / 4) fold.
   double p = 1;      // P_ij itself
   double ds = 0;     // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
   double dsink = 0;  // P_i,sink (|delta_i| + |dlse_i|)
-  double distance = 0;  // |p - j|
+  double dalibi = 0;  // sum over a row of |p - j| times what `ds` is of: delta and lse are off alike in all of it
 };
 
 // The rows of one sequence that read one kv head.

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "plan/impl.h"
+#include "ref/attention.h"
 
 namespace heed::ref {
 namespace {
@@ -45,9 +46,8 @@ bool rotary_rows_good(const KvAppendProblem& p, const Append& s) {
   return last < 0 || (s.position >= 0 && s.position + last < p.rotary_rows);
 }
 
-}  // namespace
-
-Append append_of(const KvAppendProblem& p, const KvAppendArgs& a, int64_t b) {
+// in_order: of the queries, see starts_in_order.
+Append append_of(const KvAppendProblem& p, const KvAppendArgs& a, int64_t b, bool in_order) {
   Append s;
   s.b = b;
   const Rows queries =
@@ -61,7 +61,7 @@ Append append_of(const KvAppendProblem& p, const KvAppendArgs& a, int64_t b) {
   s.first_row = queries.first, s.num_rows = queries.length;
   s.first_new = keys.first, s.num_new = keys.length;
 
-  if (!queries.good) s.status |= kBadLengthQ;
+  if (!queries.good || !in_order) s.status |= kBadLengthQ;
   if (p.cache_batch > 0 && !in_range(s.cache_row, 0, p.cache_batch - 1)) s.status |= kBadPage;
   if (!keys.good || !in_range(s.start, 0, p.seqlen_k) || !in_range(leftpad, 0, s.start)) s.status |= kBadLengthK;
   if (s.status == 0 && p.rotary() && !rotary_rows_good(p, s)) s.status |= kBadLengthK;
@@ -69,6 +69,16 @@ Append append_of(const KvAppendProblem& p, const KvAppendArgs& a, int64_t b) {
   if (s.status == 0 && p.paged() && !pages_good(p, a, s)) s.status |= kBadPage;
   if (s.status != 0) s.num_rows = s.num_new = 0;
   return s;
+}
+
+}  // namespace
+
+std::vector<Append> appends_of(const KvAppendProblem& p, const KvAppendArgs& a) {
+  const std::vector<bool> in_order =
+      starts_in_order(p.packed() && p.has_q() ? a.cu_seqlens_q : nullptr, p.batch, p.total_q);
+  std::vector<Append> appends;
+  for (int64_t b = 0; b < p.batch; ++b) appends.push_back(append_of(p, a, b, in_order[b]));
+  return appends;
 }
 
 int64_t cache_index(const KvAppendProblem& p, const KvAppendArgs& a, const Append& s, int64_t key) {
@@ -165,11 +175,9 @@ void zero_other_rows(const KvAppendProblem& p, const KvAppendArgs& a, const std:
 }  // namespace
 
 void kv_append(const KvAppendProblem& p, const KvAppendArgs& a) {
-  std::vector<Append> appends;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    appends.push_back(append_of(p, a, b));
-    const Append& s = appends.back();
-    if (a.status != nullptr) a.status[b] = s.status;
+  const std::vector<Append> appends = appends_of(p, a);
+  for (const Append& s : appends) {
+    if (a.status != nullptr) a.status[s.b] = s.status;
     if (p.append) append_keys(p, a, s);
     if (p.has_q()) turn_queries(p, a, s);
   }

@@ -18,7 +18,7 @@ struct Append {
   int64_t start = 0;     // place in the cache row of the first new key
   int64_t position = 0;  // its rotary position
 };
-Append append_of(const KvAppendProblem& problem, const KvAppendArgs& args, int64_t b);
+std::vector<Append> appends_of(const KvAppendProblem& problem, const KvAppendArgs& args);
 
 // The page, or the cache row, that a key lies in.
 int64_t cache_index(const KvAppendProblem& problem, const KvAppendArgs& args, const Append& append, int64_t key);

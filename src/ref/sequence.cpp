@@ -1,6 +1,8 @@
 // Where a sequence's rows and keys lie, and whether the data that says so is good.
 #include "ref/attention.h"
 
+#include <algorithm>
+
 namespace heed::ref {
 namespace {
 
@@ -41,9 +43,8 @@ bool pages_good(const AttentionProblem& p, const Sequence& s, int64_t end) {
   return true;
 }
 
-}  // namespace
-
-Sequence sequence_of(const AttentionProblem& p, const AttentionArgs& a, int64_t b) {
+// in_order_q, in_order_k: of the rows that this pass writes, see starts_in_order.
+Sequence sequence_of(const AttentionProblem& p, const AttentionArgs& a, int64_t b, bool in_order_q, bool in_order_k) {
   Sequence s;
   s.b = b;
   s.q_batch = p.packed_q() ? 0 : b;
@@ -51,7 +52,7 @@ Sequence sequence_of(const AttentionProblem& p, const AttentionArgs& a, int64_t 
 
   const Span rows =
       span_of(p.packed_q() ? a.cu_seqlens_q : nullptr, p.total_q, p.seqlen_q, p.used_q ? a.seqused_q : nullptr, b);
-  if (!rows.good || past_extent(p, kDimI, rows.length, p.seqlen_q)) s.status |= kBadLengthQ;
+  if (!rows.good || !in_order_q || past_extent(p, kDimI, rows.length, p.seqlen_q)) s.status |= kBadLengthQ;
 
   const Span keys =
       span_of(p.packed_k() ? a.cu_seqlens_k : nullptr, p.total_k, p.seqlen_k, p.used_k ? a.seqused_k : nullptr, b);
@@ -61,7 +62,8 @@ Sequence sequence_of(const AttentionProblem& p, const AttentionArgs& a, int64_t 
   if (p.cache_batch > 0) s.kv_batch = a.cache_batch_idx[b];
   if (p.cache_batch > 0 && !in_range(s.kv_batch, 0, p.cache_batch - 1)) {
     s.status |= kBadPage;
-  } else if (!keys.good || !in_range(leftpad, 0, keys.length) || past_extent(p, kDimJ, s.num_keys, p.seqlen_k)) {
+  } else if (!keys.good || !in_order_k || !in_range(leftpad, 0, keys.length) ||
+             past_extent(p, kDimJ, s.num_keys, p.seqlen_k)) {
     s.status |= kBadLengthK;
   } else if (p.paged() && s.status == 0) {
     s.pages = a.page_table + s.kv_batch * p.strides(Slot::kPageTable)[0];
@@ -80,6 +82,27 @@ Sequence sequence_of(const AttentionProblem& p, const AttentionArgs& a, int64_t 
     case OffsetKind::kGiven: s.offset = p.q_offset; break;
   }
   return s;
+}
+
+}  // namespace
+
+std::vector<bool> starts_in_order(const int32_t* cu_seqlens, int64_t batch, int64_t total) {
+  std::vector<bool> in_order(batch, true);
+  int64_t highest = 0;
+  for (int64_t b = 0; b < batch && cu_seqlens != nullptr; ++b) {
+    in_order[b] = cu_seqlens[b] >= highest;
+    if (cu_seqlens[b] <= total) highest = std::max<int64_t>(highest, cu_seqlens[b]);
+  }
+  return in_order;
+}
+
+std::vector<Sequence> sequences_of(const AttentionProblem& p, const AttentionArgs& a) {
+  const bool keys_are_written = p.packed_k() && p.pass == Pass::kBackward;
+  const std::vector<bool> in_order_q = starts_in_order(p.packed_q() ? a.cu_seqlens_q : nullptr, p.batch, p.total_q);
+  const std::vector<bool> in_order_k = starts_in_order(keys_are_written ? a.cu_seqlens_k : nullptr, p.batch, p.total_k);
+  std::vector<Sequence> sequences;
+  for (int64_t b = 0; b < p.batch; ++b) sequences.push_back(sequence_of(p, a, b, in_order_q[b], in_order_k[b]));
+  return sequences;
 }
 
 int64_t key_offset(const AttentionProblem& p, const Sequence& s, Slot slot, int64_t hkv, int64_t j) {

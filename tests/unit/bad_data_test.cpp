@@ -293,6 +293,80 @@ TEST(BadData, PackedOffsets) {
                 {0, 0, q | k});
 }
 
+// Offsets that fall and rise again would have two sequences write the same rows.
+struct Offsets {
+  std::vector<int32_t> values, bits;
+};
+
+const Offsets kFalling[] = {
+    {{0, 6, 3, 9, 13}, {0, 1, 1, 0}},   // [3, 9) begins inside [0, 6)
+    {{0, 13, 4, 4, 13}, {0, 1, 1, 1}},  // all rows are the first one's; a sequence without rows has its place too
+    {{0, 9, 2, 7, 13}, {0, 1, 1, 1}},   // [7, 13) begins below 9
+    {{8, 2, 6, 9, 13}, {1, 1, 1, 0}},   // 8 is an offset in range, though no good sequence ends there
+    {{99, 2, 6, 9, 13}, {1, 0, 0, 0}},  // 99 is none
+    {{0, 6, 99, 9, 13}, {0, 1, 1, 0}},
+    {{0, 0, 6, 6, 13}, {0, 0, 0, 0}},
+};
+
+void set(const heed_tensor& tensor, const std::vector<int32_t>& values) {
+  std::copy(values.begin(), values.end(), numbers(tensor));
+}
+
+void expect_status(const heed_tensor& status, const std::vector<int32_t>& bits, int32_t bit) {
+  for (size_t b = 0; b < bits.size(); ++b) {
+    EXPECT_EQ(numbers(status)[b], bits[b] * bit) << "sequence " << b;
+  }
+}
+
+TEST(BadData, FallingOffsetsOfQueriesAreNoTwoSequencesRows) {
+  LineRun problem("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=9,20,11,3 causal lse");
+  ASSERT_EQ(problem.error(), "");
+  for (const Offsets& offsets : kFalling) {
+    SCOPED_TRACE(::testing::PrintToString(offsets.values));
+    set(problem.attention()->cu_seqlens_q, offsets.values);
+    for (const std::string& row : problem.accepting()) {
+      SCOPED_TRACE(row);
+      ASSERT_EQ(problem.run(row, RunStyle()), "");
+      expect_status(problem.attention()->status, offsets.bits, HEED_STATUS_BAD_LENGTH_Q);
+      EXPECT_EQ(problem.judge(), "");
+    }
+  }
+}
+
+TEST(BadData, SequencesMayReadTheSameKeys) {
+  LineRun problem("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=2,4,4,3 causal lse");
+  ASSERT_EQ(problem.error(), "");
+  set(problem.attention()->cu_seqlens_k, {0, 9, 2, 7, 13});
+  for (const std::string& row : problem.accepting()) {
+    SCOPED_TRACE(row);
+    ASSERT_EQ(problem.run(row, RunStyle()), "");
+    expect_status(problem.attention()->status, {0, 1, 0, 0}, HEED_STATUS_BAD_LENGTH_K);
+    EXPECT_EQ(problem.judge(), "");
+  }
+}
+
+TEST(BadData, FallingOffsetsInTheBackwardPass) {
+  const char* line = "attention b=4 hq=2 d=16 pass=bwd layout_q=thd layout_kv=thd lq=4,2,3,4 lk=4,2,3,4";
+  for (const bool keys : {false, true}) {
+    LineRun problem(line);
+    ASSERT_EQ(problem.error(), "");
+    heed_attention_args& a = *problem.attention();
+    for (const Offsets& offsets : kFalling) {
+      SCOPED_TRACE(::testing::PrintToString(offsets.values));
+      set(keys ? a.cu_seqlens_k : a.cu_seqlens_q, offsets.values);
+      for (const std::string& row : problem.accepting()) {
+        SCOPED_TRACE(row);
+        ASSERT_EQ(problem.run(row, RunStyle()), "");
+        expect_status(a.status, offsets.bits, keys ? HEED_STATUS_BAD_LENGTH_K : HEED_STATUS_BAD_LENGTH_Q);
+        const std::vector<unsigned char> once = problem.outputs();
+        const testing::TestExecutor reversed(3, false);
+        ASSERT_EQ(problem.run(row, {&reversed.executor, 3}), "");
+        EXPECT_TRUE(problem.outputs() == once) << "the order of tasks shows";
+      }
+    }
+  }
+}
+
 TEST(BadData, EverySequence) {
   LineRun problem(kPadded);
   ASSERT_EQ(problem.error(), "");
@@ -409,6 +483,29 @@ TEST(BadData, AppendPagesRowsAndPadding) {
     expect_nothing_appended("kv_append b=3 hkv=2 sn=3 sk=20 d=16 rotary=16 rotary_seqlens lk=4,9,17",
                             [=](const auto& a) { return Poke{numbers(a.rotary_seqlens) + 1, value}; },
                             HEED_STATUS_BAD_LENGTH_K);
+  }
+}
+
+TEST(BadData, FallingOffsetsOfQueriesThatAreTurned) {
+  LineRun problem("kv_append b=4 hq=2 hkv=1 sk=20 d=16 rotary=16 layout_new=thd lq=4,2,3,4 tq=13 lk=4,9,7,1");
+  ASSERT_EQ(problem.error(), "");
+  ASSERT_GE(problem.accepting().size(), 2u);
+  heed_kv_append_args& a = *problem.kv_append();
+  for (const Offsets& offsets : kFalling) {
+    SCOPED_TRACE(::testing::PrintToString(offsets.values));
+    set(a.cu_seqlens_q, offsets.values);
+    for (const std::string& row : problem.accepting()) {
+      SCOPED_TRACE(row);
+      ASSERT_EQ(problem.run(row, RunStyle()), "");
+      expect_status(a.status, offsets.bits, HEED_STATUS_BAD_LENGTH_Q);
+      std::vector<bool> turned(13);
+      for (size_t b = 0; b < 4; ++b) {
+        for (int32_t i = offsets.values[b]; i < offsets.values[b + 1] && offsets.bits[b] == 0; ++i) turned[i] = true;
+      }
+      for (int64_t i = 0; i < 13; ++i) {
+        if (!turned[i]) expect_all(a.q_out, 0, i, i + 1, 0.0, "q_out");
+      }
+    }
   }
 }
 

@@ -396,20 +396,21 @@ inline void key_block(const BackwardRun& run, const KeyBlockTask& task, float* s
   tile.first_key = first_key;
   tile.num_keys = static_cast<int32_t>(num_keys);
   for (tile.head = task.kv_head * p.gqa_ratio(); tile.head < (task.kv_head + 1) * p.gqa_ratio(); ++tile.head) {
-    RowSums sums = {hn::Zero(F32Tag())};
+    double dalibi = 0.0;
     for (int64_t block = 0; block < run.num_query_blocks(sequence); ++block) {
       const KeyRange keys = run.keys_of_block(sequence, block);
       if (keys.hi <= keys.lo || keys.hi <= first_key || keys.lo >= first_key + num_keys) continue;
       tile.first_query = block * shape.query_block;
       tile.num_rows = static_cast<int32_t>(HWY_MIN(shape.query_block, sequence.q_len - tile.first_query));
+      RowSums sums = {hn::Zero(F32Tag())};
       add_tile(run, want, &tile, keys_finite, block, task.block, at, &sums);
+      if (p.dalibi) dalibi += static_cast<double>(hn::GetLane(hn::SumOfLanes(F32Tag(), sums.dalibi)));
     }
     if (p.dalibi) {
       const int64_t group = sequence.batch * p.nheads_kv + task.kv_head;
       if (tile.head == task.kv_head * p.gqa_ratio())
         await_turn(run.head_turns + group, static_cast<int32_t>(task.block));
-      run.dalibi[sequence.batch * p.nheads_q + tile.head] +=
-          static_cast<double>(hn::GetLane(hn::SumOfLanes(F32Tag(), sums.dalibi)));
+      run.dalibi[sequence.batch * p.nheads_q + tile.head] += dalibi;
     }
   }
   if (p.dalibi) {

@@ -83,6 +83,10 @@ HWY_INLINE hn::Mask<F32Tag> lanes_in(hn::Vec<I32Tag> iota, int32_t first, int32_
   return hn::RebindMask(F32Tag(), hn::And(hn::Not(hn::Lt(lane, hn::Set(i, lo))), hn::Lt(lane, hn::Set(i, hi))));
 }
 
+// P from log2 P. Where scores are so large that lse's rounding is more than 1, the difference of the two may be any
+// number, and P nothing a backward pass can know; but it is a probability. NaN stays NaN.
+HWY_INLINE F32 probability(F32 x) { return exp2_score(hn::Sub(x, hn::Max(hn::Zero(F32Tag()), x))); }
+
 // Scores that are nothing but scale * q.k, all finite: P and dS in place of S and dP, 0 where a row does not see a key.
 inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, float* s, float* dp) {
   const F32Tag f;
@@ -95,7 +99,7 @@ inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, 
     const int32_t lo = tile.lo[r], hi = tile.hi[r];
     const auto vector = [&](int32_t v, auto whole) HWY_ATTR {
       // The difference first, in one rounding: where P counts it is small, and log2(e) adds no error to speak of.
-      F32 p = exp2_score(hn::Mul(hn::MulSub(hn::LoadU(f, s + v * kLanes), scale, lse), log2e));
+      F32 p = probability(hn::Mul(hn::MulSub(hn::LoadU(f, s + v * kLanes), scale, lse), log2e));
       F32 ds = hn::Mul(p, hn::Sub(hn::LoadU(f, dp + v * kLanes), delta));
       if constexpr (!decltype(whole)::value) {
         const auto seen = lanes_in(iota, v * kLanes, lo, hi);
@@ -220,7 +224,7 @@ inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t
     if (has_slope) x = hn::NegMulAdd(hn::Set(f, slope), distance, x);
     auto seen = hn::And(lanes_in(iota, k, lo, hi), hn::Not(hn::Eq(x, hidden)));
     if (has_mask) seen = hn::And(seen, hn::Gt(hn::LoadU(f, rows.may_see + k), zero));
-    F32 p = hn::IfThenElseZero(seen, exp2_score(hn::Mul(hn::Sub(x, lse), log2e)));
+    F32 p = hn::IfThenElseZero(seen, probability(hn::Mul(hn::Sub(x, lse), log2e)));
     F32 gradient = hn::LoadU(f, dp + k), kept = one;
     F32 weight = p;
     if (has_dropout) {  // by selection, not by a factor of 0: a dropped key's dP or P may be NaN
