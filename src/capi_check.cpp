@@ -5,6 +5,7 @@
 #include "capi_error.h"
 #include "capi_handles.h"
 #include "check/bound.h"
+#include "check/host_copies.h"
 #include "check/inputs.h"
 #include "heed/check.h"
 
@@ -61,7 +62,7 @@ const heed_problem* heed_inputs_problem(const heed_inputs* inputs) {
 heed_status heed_inputs_poison(heed_inputs* inputs) {
   return guarded([&]() -> Status {
     if (inputs == nullptr) return missing("inputs");
-    for (heed::check::GuardedTensor& tensor : inputs->inputs.tensors) tensor.poison();
+    for (heed::check::GuardedTensor& tensor : inputs->inputs.tensors) HEED_RETURN_IF_ERROR(tensor.poison());
     return {};
   });
 }
@@ -80,10 +81,12 @@ heed_status heed_attention_check(const heed_attention_args* args, heed_check_rep
   return guarded([&]() -> Status {
     if (report == nullptr) return missing("report");
     HEED_RETURN_IF_ERROR(heed::check_struct(report, "report"));
-    const Result<heed_attention_args> read = heed::read_args(args);
+    Result<heed_attention_args> read = heed::read_args(args);
     if (!read.ok()) return read.status();
     const Result<heed::AttentionProblem> problem = heed::problem_of(read.value());
     if (!problem.ok()) return problem.status();
+    heed::check::HostCopies copies;
+    HEED_RETURN_IF_ERROR(copies.all(read.value(), problem.value().device_index, "heed_attention_check"));
     const heed::AttentionArgs run_args = heed::args_of(read.value(), problem.value());
     HEED_RETURN_IF_ERROR(heed::validate(problem.value(), run_args, run_args.workspace_bytes));
     return fill_report(heed::check::judge_attention(problem.value(), run_args), report);
@@ -97,12 +100,14 @@ heed_status heed_kv_append_check(const heed_kv_append_args* before, const heed_k
     HEED_RETURN_IF_ERROR(heed::check_struct(report, "report"));
     heed::KvAppendProblem problems[2];
     heed::KvAppendArgs run_args[2];
+    heed::check::HostCopies copies;
     for (int n = 0; n < 2; ++n) {
-      const Result<heed_kv_append_args> read = heed::read_args(n == 0 ? before : after);
+      Result<heed_kv_append_args> read = heed::read_args(n == 0 ? before : after);
       if (!read.ok()) return read.status();
       const Result<heed::KvAppendProblem> problem = heed::problem_of(read.value());
       if (!problem.ok()) return problem.status();
       problems[n] = problem.value();
+      HEED_RETURN_IF_ERROR(copies.all(read.value(), problems[n].device_index, "heed_kv_append_check"));
       run_args[n] = heed::args_of(read.value(), problem.value());
       HEED_RETURN_IF_ERROR(heed::validate(problems[n], run_args[n], run_args[n].workspace_bytes));
     }

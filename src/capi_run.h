@@ -4,12 +4,16 @@
 #include <cstddef>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "base/format.h"
+#include "base/log.h"
 #include "base/status.h"
 #include "capi_handles.h"
+#include "cuda/jit.h"
+#include "cuda/memory.h"
 #include "heed/core.h"
 #include "plan/planner.h"
 
@@ -17,7 +21,8 @@ namespace heed {
 
 constexpr size_t kWorkspaceAlignment = 64;
 
-// Memory for one run, from the caller's allocator or aligned malloc.
+// Memory for one run: from the caller's allocator, else aligned malloc or, on CUDA, in the order of the call's stream,
+// so that the call waits for nothing and may be captured.
 class Workspace {
  public:
   Workspace() = default;
@@ -27,13 +32,21 @@ class Workspace {
     if (pointer_ == nullptr) return;
     if (allocator_ != nullptr) {
       allocator_->deallocate(allocator_->context, pointer_, bytes_, stream_);
+    } else if (device_ == Device::kCuda) {
+      try {
+        const Status status = cuda::release_on_stream(device_index_, pointer_, stream_);
+        if (!status.ok()) log_message(HEED_LOG_ERROR, heed::format("workspace: {}", status.message()));
+      } catch (...) {  // no memory for the sentence: the call's own status counts
+      }
     } else {
       std::free(pointer_);
     }
   }
 
-  Status allocate(size_t bytes, const heed_allocator* allocator, void* stream) {
+  Status allocate(size_t bytes, Device device, int32_t device_index, const heed_allocator* allocator, void* stream) {
     bytes_ = (bytes + kWorkspaceAlignment - 1) / kWorkspaceAlignment * kWorkspaceAlignment;
+    device_ = device;
+    device_index_ = device_index;
     stream_ = stream;
     if (allocator != nullptr && (allocator->allocate != nullptr || allocator->deallocate != nullptr)) {
       if (allocator->allocate == nullptr || allocator->deallocate == nullptr) {
@@ -41,6 +54,9 @@ class Workspace {
       }
       allocator_ = allocator;
       pointer_ = allocator->allocate(allocator->context, bytes_, kWorkspaceAlignment, stream);
+    } else if (device == Device::kCuda) {
+      const Status status = cuda::allocate_on_stream(device_index, bytes_, stream, pointer_);
+      if (!status.ok()) return {status.code(), heed::format("workspace: {}", status.message())};
     } else {
       pointer_ = std::aligned_alloc(kWorkspaceAlignment, bytes_);
     }
@@ -55,18 +71,23 @@ class Workspace {
   const heed_allocator* allocator_ = nullptr;
   void* pointer_ = nullptr;
   size_t bytes_ = 0;
+  Device device_ = Device::kCpu;
+  int32_t device_index_ = 0;
   void* stream_ = nullptr;
 };
 
 template <class Problem>
 Status run_once(const Problem& problem, typename ArgsOf<Problem>::type args, std::string_view backend,
                 const heed_allocator* allocator) {
+  std::optional<cuda::PreparingFor> preparing;
+  if (problem.device == Device::kCuda) preparing.emplace(args.stream);
   const Result<std::shared_ptr<const Plan<Problem>>> made = cached_plan(problem, backend);
   if (!made.ok()) return made.status();
   const Plan<Problem>& plan = *made.value();
   Workspace workspace;
   if (args.workspace == nullptr && plan.workspace_bytes > 0) {
-    HEED_RETURN_IF_ERROR(workspace.allocate(plan.workspace_bytes, allocator, args.stream));
+    HEED_RETURN_IF_ERROR(
+        workspace.allocate(plan.workspace_bytes, problem.device, problem.device_index, allocator, args.stream));
     args.workspace = workspace.pointer();
     args.workspace_bytes = workspace.bytes();
   }

@@ -166,14 +166,14 @@ Status resolve_executor(const heed_executor*& executor, int32_t num_threads, int
   return {};
 }
 
-Status resolve_device(int32_t device_index, int32_t num_threads, int32_t& resolved) {
+Status resolve_device(int32_t device_index, int32_t num_threads, int32_t& resolved, const char* name) {
   if (num_threads != 0) {
     return invalid_argument(
         heed::format("num_threads = {}: must be 0 with device 1 (cuda): threads are the CPU's", num_threads));
   }
   if (device_index < -1 || device_index > kMaxDeviceIndex) {
-    return invalid_argument(heed::format("device_index = {}: must be -1 (the current one) or from 0 to {}",
-                                         device_index, kMaxDeviceIndex));
+    return invalid_argument(
+        heed::format("{} = {}: must be -1 (the current one) or from 0 to {}", name, device_index, kMaxDeviceIndex));
   }
   resolved = device_index == -1 ? cuda::current_device() : device_index;
   return {};

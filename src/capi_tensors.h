@@ -71,7 +71,7 @@ Status check_batch_vector(const char* name, const heed_tensor& tensor, Extents& 
 Status resolve_executor(const heed_executor*& executor, int32_t num_threads, int32_t& threads);
 
 // Which CUDA device: as said, or for -1 the calling thread's current one.
-Status resolve_device(int32_t device_index, int32_t num_threads, int32_t& resolved);
+Status resolve_device(int32_t device_index, int32_t num_threads, int32_t& resolved, const char* name = "device_index");
 
 // Device and threads of a problem.
 template <class CArgs, class Problem>

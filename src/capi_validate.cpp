@@ -5,6 +5,7 @@
 #include "capi_args.h"
 #include "capi_error.h"
 #include "capi_handles.h"
+#include "check/host_copies.h"
 
 namespace heed {
 namespace {
@@ -119,13 +120,15 @@ Status check_data(const KvAppendProblem& p, const KvAppendArgs& args) {
 }
 
 template <class CArgs>
-heed_status validate_data(const CArgs* args) {
+heed_status validate_data(const CArgs* args, const char* call) {
   return guarded([&]() -> Status {
     auto read = read_args(args);
     if (!read.ok()) return read.status();
     const auto problem = problem_of(read.value());
     if (!problem.ok()) return problem.status();
-    auto pointers = args_of(read.value(), problem.value());
+    check::HostCopies copies;
+    HEED_RETURN_IF_ERROR(copies.indices(read.value(), problem.value().device_index, call));
+    const auto pointers = args_of(read.value(), problem.value());
     HEED_RETURN_IF_ERROR(validate(problem.value(), pointers, 0));
     return check_data(problem.value(), pointers);
   });
@@ -136,7 +139,11 @@ heed_status validate_data(const CArgs* args) {
 
 extern "C" {
 
-heed_status heed_attention_validate(const heed_attention_args* args) { return heed::validate_data(args); }
-heed_status heed_kv_append_validate(const heed_kv_append_args* args) { return heed::validate_data(args); }
+heed_status heed_attention_validate(const heed_attention_args* args) {
+  return heed::validate_data(args, "heed_attention_validate");
+}
+heed_status heed_kv_append_validate(const heed_kv_append_args* args) {
+  return heed::validate_data(args, "heed_kv_append_validate");
+}
 
 }  // extern "C"

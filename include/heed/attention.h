@@ -109,7 +109,8 @@ HEED_API heed_status heed_attention_run(const heed_plan* plan, const heed_attent
 /* One call: problem, cached plan, workspace, run. `options` may be NULL. */
 HEED_API heed_status heed_attention(const heed_attention_args* args, const heed_plan_options* options);
 
-/* Reads the lengths, offsets and page table that run never looks at, and says what is wrong with them. */
+/* Reads the lengths, offsets and page table that run never looks at, and says what is wrong with them. On CUDA it waits
+ * for args->stream and copies them to the host: not during capture. */
 HEED_API heed_status heed_attention_validate(const heed_attention_args* args);
 
 /* ---- kv_append: new keys and values into a cache, with rotary embedding ------------------------------------------ */

@@ -10,8 +10,9 @@
 extern "C" {
 #endif
 
-/* Tensors in host memory, made from a problem line's plan and data fields: the same line, the same bits, everywhere.
- * Outputs are filled with NaN, memory around and between tensors' elements too. */
+/* Tensors made from a problem line's plan and data fields, in the memory of its device: the same line, the same bits,
+ * everywhere. Outputs are filled with NaN, memory around and between tensors' elements too. On CUDA the calls below copy
+ * between host and device; wait for the run's stream before you call one. */
 typedef struct heed_inputs heed_inputs;
 
 HEED_API heed_status heed_inputs_create(const char* line, heed_inputs** inputs);
@@ -51,8 +52,9 @@ typedef struct heed_check_report {
   heed_check_tensor tensors[HEED_CHECK_MAX_TENSORS];
 } heed_check_report;
 
-/* Judges the outputs that `args` holds, after a run, against the reference on its inputs. Host memory. HEED_OK with
- * report->passed 0 is a wrong result; other statuses mean that it could not be judged. */
+/* Judges the outputs that `args` holds, after a run, against the reference on its inputs. On CUDA it waits for
+ * args->stream and copies the tensors to the host first; not during capture. HEED_OK with report->passed 0 is a wrong
+ * result; other statuses mean that it could not be judged. */
 HEED_API heed_status heed_attention_check(const heed_attention_args* args, heed_check_report* report);
 /* For kv_append: `before` are the arguments with the caches as they were before the run that `after` holds. */
 HEED_API heed_status heed_kv_append_check(const heed_kv_append_args* before, const heed_kv_append_args* after,

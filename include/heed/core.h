@@ -116,7 +116,8 @@ typedef struct heed_executor {
 HEED_API const heed_executor* heed_executor_pool(void);    /* heed's own threads: HEED_THREADS of them; the default */
 HEED_API const heed_executor* heed_executor_serial(void);  /* the caller's thread alone */
 
-/* Workspace for the one-call functions. NULL functions mean aligned malloc on the CPU. */
+/* Workspace for the one-call functions. NULL functions mean aligned malloc on the CPU and, on CUDA, cuMemAllocAsync and
+ * cuMemFreeAsync on the call's stream. */
 typedef struct heed_allocator {
   uint64_t struct_size;
   void* context;

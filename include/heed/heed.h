@@ -4,4 +4,5 @@
 #include "heed/attention.h"
 #include "heed/check.h"
 #include "heed/core.h"
+#include "heed/device.h"
 #endif /* HEED_HEED_H */

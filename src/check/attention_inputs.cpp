@@ -303,6 +303,8 @@ class AttentionMaker {
   Status run_forward() {
     AttentionProblem forward = p_;
     forward.pass = Pass::kForward;
+    forward.device = Device::kCpu;  // where the tensors are being made
+    forward.device_index = 0;
     forward.dlse = forward.dq = forward.dk = forward.dv = forward.dbias = forward.dsinks = forward.dalibi = false;
     for (const Slot slot : {Slot::kDout, Slot::kDlse, Slot::kDq, Slot::kDk, Slot::kDv, Slot::kDbias}) {
       forward.strides(slot) = {};

@@ -1,5 +1,6 @@
-// A tensor in host memory with guards: 128 bytes on either side and every gap between its elements hold a pattern, so
-// that a byte written where it should not be is found, and what is read there is NaN.
+// A tensor with guards: 128 bytes on either side and every gap between its elements hold a pattern, so that a byte
+// written where it should not be is found, and what is read there is NaN. It is made in host memory; for a GPU it has a
+// mirror in the device's, guards included, which the run then works on.
 #pragma once
 
 #include <array>
@@ -39,12 +40,17 @@ class GuardedTensor {
   void store(int64_t offset, double value) { store_from_double(base_, dtype_, offset, value); }
 
   void seal();  // the inputs are filled: remember them
-  void poison();
+  Status poison();
   Status check() const;  // which byte changed that should not have
 
+  // From now on runs work on a copy in this GPU's memory, at the same address modulo 128.
+  Status move_to_device(int32_t device_index);
+  void* device_data() const { return mirror_ + (base_ - storage_.data()); }  // after move_to_device
+
  private:
+  Status check(const std::vector<unsigned char>& storage) const;
+  static uint64_t checksum(const std::vector<unsigned char>& storage);
   bool is_element(int64_t offset) const { return gapless_ || (offset < span_ && element_[offset]); }
-  uint64_t checksum() const;
   void guard_reads(bool on) const;  // under the address sanitizer, guards cannot be read either
 
   std::string name_;
@@ -58,6 +64,10 @@ class GuardedTensor {
   bool gapless_ = true;
   std::vector<bool> element_;  // of the span, where there are gaps
   uint64_t sealed_ = 0;
+
+  int32_t device_index_ = 0;
+  void* device_memory_ = nullptr;  // what was allocated; null: the tensor is in host memory
+  unsigned char* mirror_ = nullptr;  // storage_'s first byte in it
 };
 
 // body(index, offset, a, b, c, d) for every element, index row-major.

@@ -5,8 +5,11 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <unordered_map>
 
 #include "base/format.h"
+#include "check/arg_tensors.h"
+#include "cuda/device.h"
 
 namespace heed::check {
 
@@ -148,15 +151,38 @@ double Fill::operator()(int64_t index, double along) {
   return factor_ * random_.normal(index);
 }
 
+namespace {
+
+// Every tensor gets its mirror, and the views over the tensors, of which the arguments are made, point there.
+template <class Args>
+Status move_to_device(int32_t device_index, std::deque<GuardedTensor>& tensors, Args& args) {
+  std::unordered_map<const void*, void*> moved;
+  for (GuardedTensor& tensor : tensors) {
+    HEED_RETURN_IF_ERROR(tensor.move_to_device(device_index));
+    moved[tensor.data()] = tensor.device_data();
+  }
+  for_each_tensor(args, [&](const char*, heed_tensor& view) {
+    if (const auto found = moved.find(view.data); found != moved.end()) view.data = found->second;
+  });
+  return {};
+}
+
+}  // namespace
+
 Status make_inputs(std::string_view line, Inputs& inputs) {
   Result<ProblemLine> parsed = parse_problem_line(line);
   if (!parsed.ok()) return parsed.status();
   inputs.problem = parsed.value().problem;
   inputs.data = parsed.value().data;
   inputs.is_attention = std::holds_alternative<AttentionProblem>(inputs.problem);
+  const auto [device, device_index] =
+      std::visit([](const auto& p) { return std::pair(p.device, p.device_index); }, inputs.problem);
+  if (device == Device::kCuda) HEED_RETURN_IF_ERROR(cuda::device_facts(device_index).status());  // before the work
   HEED_RETURN_IF_ERROR(inputs.is_attention ? make_attention_inputs(inputs) : make_kv_append_inputs(inputs));
   for (GuardedTensor& tensor : inputs.tensors) tensor.seal();
-  return {};
+  if (device != Device::kCuda) return {};
+  return inputs.is_attention ? move_to_device(device_index, inputs.tensors, inputs.attention)
+                             : move_to_device(device_index, inputs.tensors, inputs.kv_append);
 }
 
 }  // namespace heed::check

@@ -24,9 +24,10 @@ struct Inputs {
   std::deque<GuardedTensor> tensors;  // a deque: they stay where they are
 };
 
-// Fills `inputs`, whose line is parsed.
+// Fills `inputs`, whose line is parsed, in host memory.
 Status make_attention_inputs(Inputs& inputs);
 Status make_kv_append_inputs(Inputs& inputs);
+// The same from a line, in the memory of its device.
 Status make_inputs(std::string_view line, Inputs& inputs);
 
 // ---- what the two ops share -------------------------------------------------------------------------------------

@@ -97,8 +97,10 @@ enum PointerAttribute : int32_t { kPointerMemoryType = 2, kPointerDeviceOrdinal 
   X("cuStreamSynchronize", stream_synchronize, CUresult(CUstream))                                      \
   X("cuMemAlloc_v2", mem_alloc, CUresult(CUdeviceptr*, size_t))                                         \
   X("cuMemFree_v2", mem_free, CUresult(CUdeviceptr))                                                    \
-  X("cuMemcpyHtoD_v2", memcpy_htod, CUresult(CUdeviceptr, const void*, size_t))                         \
-  X("cuMemcpyDtoH_v2", memcpy_dtoh, CUresult(void*, CUdeviceptr, size_t))                               \
+  X("cuMemAllocAsync", mem_alloc_async, CUresult(CUdeviceptr*, size_t, CUstream))                       \
+  X("cuMemFreeAsync", mem_free_async, CUresult(CUdeviceptr, CUstream))                                  \
+  X("cuMemcpyHtoDAsync_v2", memcpy_htod_async, CUresult(CUdeviceptr, const void*, size_t, CUstream))    \
+  X("cuMemcpyDtoDAsync_v2", memcpy_dtod_async, CUresult(CUdeviceptr, CUdeviceptr, size_t, CUstream))    \
   X("cuMemcpyDtoHAsync_v2", memcpy_dtoh_async, CUresult(void*, CUdeviceptr, size_t, CUstream))          \
   X("cuMemsetD8Async", memset_d8_async, CUresult(CUdeviceptr, uint8_t, size_t, CUstream))               \
   X("cuPointerGetAttribute", pointer_get_attribute, CUresult(void*, int32_t, CUdeviceptr))              \

@@ -8,6 +8,7 @@
 #include "base/config.h"
 #include "base/format.h"
 #include "base/log.h"
+#include "cuda/device.h"
 
 namespace heed::cuda {
 
@@ -108,7 +109,51 @@ Status grant_shared(LoadedKernel& loaded, CUdevice device, size_t bytes) {
   return {};
 }
 
+// Kernels of this process, by their code.
+struct LoadedKernels {
+  std::mutex mutex;
+  std::map<const KernelCode*, LoadedKernel> kernels;  // nodes stay where they are
+};
+
+LoadedKernels& loaded_kernels() {
+  static auto* loaded = new LoadedKernels;
+  return *loaded;
+}
+
+bool is_loaded(const KernelKey& key, const std::string& arch) {
+  const KernelCode* const code = code_table().find_made(key, arch);
+  LoadedKernels& all = loaded_kernels();
+  const std::lock_guard lock(all.mutex);
+  const auto found = all.kernels.find(code);
+  return found != all.kernels.end() && found->second.kernel.handle != nullptr;
+}
+
+struct CallInProgress {
+  int32_t depth = 0;
+  void* stream = nullptr;
+};
+thread_local CallInProgress call_in_progress;
+
+// Compiling takes long and loading may wait for the device: neither belongs in a capture.
+Status check_not_captured(const KernelKey& key, const std::string& arch) {
+  if (call_in_progress.depth == 0 || is_loaded(key, arch)) return {};
+  const Result<bool> capturing = is_capturing(static_cast<CUstream>(call_in_progress.stream));
+  if (!capturing.ok()) return capturing.status();
+  if (!capturing.value()) return {};
+  return operation_failed(
+      format("stream = {}: is being captured into a graph, and {} is not loaded yet; make the same call once, or "
+             "heed_plan_create for its problem, before the capture",
+             call_in_progress.stream, key.expression));
+}
+
 }  // namespace
+
+PreparingFor::PreparingFor(void* stream) {
+  ++call_in_progress.depth;
+  call_in_progress.stream = stream;
+}
+
+PreparingFor::~PreparingFor() { --call_in_progress.depth; }
 
 CodeTable::~CodeTable() {
   for (std::atomic<Entry*>& slot : slots_) delete slot.load(std::memory_order_relaxed);
@@ -178,6 +223,14 @@ Result<const KernelCode*> CodeTable::get(const KernelKey& key, const std::string
   return static_cast<const KernelCode*>(&entry->code);
 }
 
+const KernelCode* CodeTable::find_made(const KernelKey& key, const std::string& arch) const {
+  const std::string text = code_text(key, arch);
+  size_t slot = 0;
+  const Entry* entry = find(std::hash<std::string>{}(text), text, slot);
+  const bool made = entry != nullptr && entry->is_final.load(std::memory_order_acquire) && entry->status.ok();
+  return made ? &entry->code : nullptr;
+}
+
 CodeTable& code_table() {
   static CodeTable* table = new CodeTable(  // outlives every thread that may still ask at exit
       {.name = compiler_name, .newest_major = driver_version() / 1000, .compile = compile_here}, disk_cache(),
@@ -220,13 +273,13 @@ Result<const Kernel*> get_kernel(const KernelKey& key, CUdevice device, size_t d
   if (!driver().ok()) return driver().status();
   Result<std::string> arch = device_architecture(device);
   if (!arch.ok()) return arch.status();
+  HEED_RETURN_IF_ERROR(check_not_captured(key, arch.value()));
   Result<const KernelCode*> code = code_table().get(key, arch.value());
   if (!code.ok()) return code.status();
 
-  static auto* mutex = new std::mutex;
-  static auto* kernels = new std::map<const KernelCode*, LoadedKernel>;  // nodes stay where they are
-  const std::lock_guard lock(*mutex);
-  LoadedKernel& loaded = (*kernels)[code.value()];
+  LoadedKernels& all = loaded_kernels();
+  const std::lock_guard lock(all.mutex);
+  LoadedKernel& loaded = all.kernels[code.value()];
   if (loaded.kernel.handle == nullptr) HEED_RETURN_IF_ERROR(load(*code.value(), device, loaded.kernel));
   HEED_RETURN_IF_ERROR(grant_shared(loaded, device, dynamic_shared_bytes));
   return static_cast<const Kernel*>(&loaded.kernel);

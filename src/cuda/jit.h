@@ -51,6 +51,8 @@ class CodeTable {
 
   // The pointer is good for as long as the table.
   Result<const KernelCode*> get(const KernelKey& key, const std::string& arch);
+  // The same if it is made already, else null.
+  const KernelCode* find_made(const KernelKey& key, const std::string& arch) const;
 
  private:
   struct Entry;
@@ -80,9 +82,18 @@ struct Kernel {
   double compile_seconds = 0;  // 0: came from the disk cache
 };
 
+// While it lives, this thread prepares for a call on `stream`: where that is being captured into a graph, get_kernel
+// gives what is loaded already and refuses to compile or load, which the capture would not survive.
+class PreparingFor {
+ public:
+  explicit PreparingFor(void* stream);
+  ~PreparingFor();
+  PreparingFor(const PreparingFor&) = delete;
+  PreparingFor& operator=(const PreparingFor&) = delete;
+};
+
 // The kernel, ready to launch on `device` with `dynamic_shared_bytes`. Called by prepare, never by run, so a run that
-// is being captured into a graph finds nothing left to do; a caller that prepares during capture must refuse before
-// this.
+// is being captured into a graph finds nothing left to do.
 Result<const Kernel*> get_kernel(const KernelKey& key, CUdevice device, size_t dynamic_shared_bytes);
 
 // "sm_90a": what NVRTC compiles for on a device of this compute capability; 'a' where the kernels use its own

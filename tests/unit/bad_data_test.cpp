@@ -1,13 +1,20 @@
 // Data that the host never reads, and that is bad (docs/conventions.md, section 8): that sequence gives 0 / -inf and
 // sets its bits, the other sequences keep every bit of theirs, and nothing is touched outside the outputs.
+// HEED_TEST_DEVICE is the device of every line: the tests of the GPU compile this file again.
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <deque>
 #include <functional>
 #include <limits>
 
 #include "base/dtype.h"
+#include "check/arg_tensors.h"
 #include "unit/line_run.h"
+
+#ifndef HEED_TEST_DEVICE
+#define HEED_TEST_DEVICE "cpu"
+#endif
 
 namespace heed {
 namespace {
@@ -18,6 +25,30 @@ using testing::RunStyle;
 
 constexpr int32_t kHuge = std::numeric_limits<int32_t>::max();
 constexpr int32_t kLowest = std::numeric_limits<int32_t>::min();
+
+class BadData : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    const heed_device device = std::string_view(HEED_TEST_DEVICE) == "cpu" ? HEED_DEVICE_CPU : HEED_DEVICE_CUDA;
+    int32_t count = 0;
+    if (heed_device_count(device, &count) != HEED_OK) GTEST_SKIP() << heed_last_error();
+  }
+};
+
+std::string placed(const char* line) { return std::string(line) + " device=" HEED_TEST_DEVICE; }
+
+// The arguments with tensors that this test can read: as they are now.
+template <class Args>
+struct OnHost {
+  OnHost(const LineRun& problem, const Args& placed_args) : args(placed_args) {
+    check::for_each_tensor(args, [&](const char*, heed_tensor& tensor) {
+      tensor = problem.on_host(tensor, memory.emplace_back());
+    });
+  }
+  OnHost(const OnHost&) = delete;
+  Args args;
+  std::deque<std::vector<unsigned char>> memory;
+};
 
 int32_t* numbers(const heed_tensor& tensor) { return static_cast<int32_t*>(tensor.data); }
 
@@ -94,33 +125,41 @@ Rows lse_rows_of(const heed_attention_args& a, int64_t b) {
 
 void expect_one_bad_sequence(const Corruption& corruption) {
   SCOPED_TRACE(corruption.line);
-  LineRun problem(corruption.line);
+  LineRun problem(placed(corruption.line));
   ASSERT_EQ(problem.error(), "");
   heed_attention_args& args = *problem.attention();
   const std::vector<Poke> pokes = corruption.pokes(args);
-  for (const std::string& row : problem.accepting()) {
+  const std::vector<std::string> rows = problem.accepting();
+  ASSERT_FALSE(rows.empty()) << "no row accepts it";
+  for (const std::string& row : rows) {
     SCOPED_TRACE(row);
     ASSERT_EQ(problem.run(row, RunStyle()), "");
     std::vector<std::vector<double>> good;
-    for (const int64_t b : {0, 2}) {
-      const Rows rows = rows_of(args, b), lse_rows = lse_rows_of(args, b);
-      good.push_back(elements(args.out, rows.dim, rows.begin, rows.end));
-      good.push_back(elements(args.lse, lse_rows.dim, lse_rows.begin, lse_rows.end));
-      EXPECT_EQ(numbers(args.status)[b], 0);
+    {
+      const OnHost host(problem, args);
+      const heed_attention_args& a = host.args;
+      for (const int64_t b : {0, 2}) {
+        const Rows rows_q = rows_of(a, b), lse_rows = lse_rows_of(a, b);
+        good.push_back(elements(a.out, rows_q.dim, rows_q.begin, rows_q.end));
+        good.push_back(elements(a.lse, lse_rows.dim, lse_rows.begin, lse_rows.end));
+        EXPECT_EQ(numbers(a.status)[b], 0);
+      }
+      EXPECT_EQ(numbers(a.status)[1], 0);
     }
-    EXPECT_EQ(numbers(args.status)[1], 0);
     ASSERT_EQ(problem.run(row, RunStyle(), pokes), "");
-    const Rows hit = rows_of(args, 1), hit_lse = lse_rows_of(args, 1);
-    expect_all(args.out, hit.dim, hit.begin, hit.end, 0.0, "out");
-    expect_all(args.lse, hit_lse.dim, hit_lse.begin, hit_lse.end, -INFINITY, "lse");
-    EXPECT_EQ(numbers(args.status)[1], corruption.bits);
+    const OnHost host(problem, args);
+    const heed_attention_args& a = host.args;
+    const Rows hit = rows_of(a, 1), hit_lse = lse_rows_of(a, 1);
+    expect_all(a.out, hit.dim, hit.begin, hit.end, 0.0, "out");
+    expect_all(a.lse, hit_lse.dim, hit_lse.begin, hit_lse.end, -INFINITY, "lse");
+    EXPECT_EQ(numbers(a.status)[1], corruption.bits);
     size_t place = 0;
     for (const int64_t b : {0, 2}) {
-      const Rows rows = rows_of(args, b), lse_rows = lse_rows_of(args, b);
-      EXPECT_TRUE(elements(args.out, rows.dim, rows.begin, rows.end) == good[place++]) << "out of sequence " << b;
-      EXPECT_TRUE(elements(args.lse, lse_rows.dim, lse_rows.begin, lse_rows.end) == good[place++])
+      const Rows rows_q = rows_of(a, b), lse_rows = lse_rows_of(a, b);
+      EXPECT_TRUE(elements(a.out, rows_q.dim, rows_q.begin, rows_q.end) == good[place++]) << "out of sequence " << b;
+      EXPECT_TRUE(elements(a.lse, lse_rows.dim, lse_rows.begin, lse_rows.end) == good[place++])
           << "lse of sequence " << b;
-      EXPECT_EQ(numbers(args.status)[b], 0) << "status of sequence " << b;
+      EXPECT_EQ(numbers(a.status)[b], 0) << "status of sequence " << b;
     }
     // The status tensor is optional.
     const heed_tensor status = std::exchange(args.status, heed_tensor());
@@ -138,7 +177,7 @@ const char* kRows = "attention b=3 hq=2 sq=5 sk=30 d=16 cache_batch=4 used_k lk=
 const char* kPacked =
     "attention b=3 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 tq=20 tk=50 causal lse";
 
-TEST(BadData, UsedLengthsOfQueries) {
+TEST_F(BadData, UsedLengthsOfQueries) {
   for (const char* line : {kPadded, kPadded16}) {
     for (const int32_t value : {-1, 7, kHuge, kLowest}) {
       expect_one_bad_sequence(
@@ -148,7 +187,7 @@ TEST(BadData, UsedLengthsOfQueries) {
   }
 }
 
-TEST(BadData, UsedLengthsOfKeys) {
+TEST_F(BadData, UsedLengthsOfKeys) {
   for (const char* line : {kPadded, kPadded16}) {
     for (const int32_t value : {-1, 41, kHuge, kLowest}) {
       expect_one_bad_sequence(
@@ -165,7 +204,7 @@ TEST(BadData, UsedLengthsOfKeys) {
   }
 }
 
-TEST(BadData, BothLengthsSetBothBits) {
+TEST_F(BadData, BothLengthsSetBothBits) {
   expect_one_bad_sequence({kPadded,
                            [](const auto& a) {
                              return std::vector<Poke>{{numbers(a.seqused_q) + 1, -3}, {numbers(a.seqused_k) + 1, -3}};
@@ -173,7 +212,7 @@ TEST(BadData, BothLengthsSetBothBits) {
                            HEED_STATUS_BAD_LENGTH_Q | HEED_STATUS_BAD_LENGTH_K});
 }
 
-TEST(BadData, PagesOutOfRange) {
+TEST_F(BadData, PagesOutOfRange) {
   for (const char* line : {kPaged, kDecode}) {
     for (const int32_t value : {-1, 48, kHuge, kLowest}) {
       for (const int64_t page : {0, 2}) {  // the first one read and, of 40 keys in pages of 16, the last
@@ -188,7 +227,7 @@ TEST(BadData, PagesOutOfRange) {
   }
 }
 
-TEST(BadData, LeftPadding) {
+TEST_F(BadData, LeftPadding) {
   for (const int32_t value : {-1, 21, kHuge, kLowest}) {
     expect_one_bad_sequence(
         {kPadding, [=](const auto& a) { return std::vector<Poke>{{numbers(a.leftpad_k) + 1, value}}; },
@@ -196,7 +235,7 @@ TEST(BadData, LeftPadding) {
   }
 }
 
-TEST(BadData, CacheRows) {
+TEST_F(BadData, CacheRows) {
   for (const int32_t value : {-1, 4, kHuge, kLowest}) {
     expect_one_bad_sequence(
         {kRows, [=](const auto& a) { return std::vector<Poke>{{numbers(a.cache_batch_idx) + 1, value}}; },
@@ -204,7 +243,7 @@ TEST(BadData, CacheRows) {
   }
 }
 
-TEST(BadData, LengthsWithinPackedSequences) {
+TEST_F(BadData, LengthsWithinPackedSequences) {
   const char* line =
       "attention b=3 hq=2 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 used_q used_k causal lse";
   for (const int32_t value : {-1, 5, kHuge}) {
@@ -220,35 +259,48 @@ TEST(BadData, LengthsWithinPackedSequences) {
 }
 
 // Longer than the bias or mask that every packed sequence shares.
-TEST(BadData, PackedSequencesPastTheBias) {
+TEST_F(BadData, PackedSequencesPastTheBias) {
   const char* line = "attention b=3 hq=2 sq=6 sk=20 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 tq=20 tk=50 "
                      "bias=f32:ij lse";
-  LineRun problem(line);
+  LineRun problem(placed(line));
   ASSERT_EQ(problem.error(), "");
-  heed_attention_args& a = *problem.attention();
-  for (const std::string& row : problem.accepting()) {
+  const heed_attention_args& args = *problem.attention();
+  const std::vector<std::string> rows = problem.accepting();
+  ASSERT_FALSE(rows.empty()) << "no row accepts it";
+  for (const std::string& row : rows) {
     SCOPED_TRACE(row);
-    ASSERT_EQ(problem.run(row, RunStyle(), {{numbers(a.cu_seqlens_q) + 3, 17}}), "");
-    EXPECT_EQ(numbers(a.status)[2], HEED_STATUS_BAD_LENGTH_Q);
-    expect_all(a.out, 0, 10, 20, 0.0, "out");
-    ASSERT_EQ(problem.run(row, RunStyle(), {{numbers(a.cu_seqlens_k) + 3, 50}}), "");
-    EXPECT_EQ(numbers(a.status)[2], HEED_STATUS_BAD_LENGTH_K);
-    expect_all(a.out, 0, 10, 20, 0.0, "out");
+    for (const auto& [poke, bits] : {std::pair(Poke{numbers(args.cu_seqlens_q) + 3, 17}, HEED_STATUS_BAD_LENGTH_Q),
+                                     std::pair(Poke{numbers(args.cu_seqlens_k) + 3, 50}, HEED_STATUS_BAD_LENGTH_K)}) {
+      ASSERT_EQ(problem.run(row, RunStyle(), {poke}), "");
+      const OnHost host(problem, args);
+      EXPECT_EQ(numbers(host.args.status)[2], bits);
+      expect_all(host.args.out, 0, 10, 20, 0.0, "out");
+    }
   }
 }
 
 // Offsets are shared by neighbours: what becomes of each sequence.
 void expect_packed(const std::function<std::vector<Poke>(const heed_attention_args&)>& pokes,
                    const std::vector<int32_t>& bits) {
-  LineRun problem(kPacked);
+  LineRun problem(placed(kPacked));
   ASSERT_EQ(problem.error(), "");
-  heed_attention_args& a = *problem.attention();
-  for (const std::string& row : problem.accepting()) {
+  const heed_attention_args& args = *problem.attention();
+  const std::vector<std::string> accepting = problem.accepting();
+  ASSERT_FALSE(accepting.empty()) << "no row accepts it";
+  for (const std::string& row : accepting) {
     SCOPED_TRACE(row);
     ASSERT_EQ(problem.run(row, RunStyle()), "");
     std::vector<std::vector<double>> good;
-    for (int64_t b = 0; b < 3; ++b) good.push_back(elements(a.out, 0, rows_of(a, b).begin, rows_of(a, b).end));
-    ASSERT_EQ(problem.run(row, RunStyle(), pokes(a)), "");
+    {
+      const OnHost host(problem, args);
+      for (int64_t b = 0; b < 3; ++b) {
+        const Rows rows = rows_of(host.args, b);
+        good.push_back(elements(host.args.out, 0, rows.begin, rows.end));
+      }
+    }
+    ASSERT_EQ(problem.run(row, RunStyle(), pokes(args)), "");
+    const OnHost host(problem, args);
+    const heed_attention_args& a = host.args;
     for (int64_t b = 0; b < 3; ++b) {
       SCOPED_TRACE(b);
       const Rows rows = rows_of(a, b);
@@ -265,7 +317,7 @@ void expect_packed(const std::function<std::vector<Poke>(const heed_attention_ar
   }
 }
 
-TEST(BadData, PackedOffsets) {
+TEST_F(BadData, PackedOffsets) {
   constexpr int32_t q = HEED_STATUS_BAD_LENGTH_Q, k = HEED_STATUS_BAD_LENGTH_K;
   const auto queries = [](int64_t index, int32_t value) {
     return [=](const heed_attention_args& a) { return std::vector<Poke>{{numbers(a.cu_seqlens_q) + index, value}}; };
@@ -308,56 +360,71 @@ const Offsets kFalling[] = {
     {{0, 0, 6, 6, 13}, {0, 0, 0, 0}},
 };
 
-void set(const heed_tensor& tensor, const std::vector<int32_t>& values) {
-  std::copy(values.begin(), values.end(), numbers(tensor));
+template <class Args>
+void set(const Args& args, const heed_tensor& tensor, const std::vector<int32_t>& values) {
+  EXPECT_EQ(heed_memory_copy(tensor.data, args.device, values.data(), HEED_DEVICE_CPU, args.device_index,
+                             values.size() * sizeof(int32_t)),
+            HEED_OK)
+      << heed_last_error();
 }
 
-void expect_status(const heed_tensor& status, const std::vector<int32_t>& bits, int32_t bit) {
+template <class Args>
+void expect_status(LineRun& problem, const Args& args, const std::vector<int32_t>& bits, int32_t bit) {
+  const OnHost host(problem, args);
   for (size_t b = 0; b < bits.size(); ++b) {
-    EXPECT_EQ(numbers(status)[b], bits[b] * bit) << "sequence " << b;
+    EXPECT_EQ(numbers(host.args.status)[b], bits[b] * bit) << "sequence " << b;
   }
 }
 
-TEST(BadData, FallingOffsetsOfQueriesAreNoTwoSequencesRows) {
-  LineRun problem("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=9,20,11,3 causal lse");
+TEST_F(BadData, FallingOffsetsOfQueriesAreNoTwoSequencesRows) {
+  LineRun problem(
+      placed("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=9,20,11,3 causal lse"));
   ASSERT_EQ(problem.error(), "");
+  ASSERT_FALSE(problem.accepting().empty()) << "no row accepts it";
   for (const Offsets& offsets : kFalling) {
     SCOPED_TRACE(::testing::PrintToString(offsets.values));
-    set(problem.attention()->cu_seqlens_q, offsets.values);
+    set(*problem.attention(), problem.attention()->cu_seqlens_q, offsets.values);
     for (const std::string& row : problem.accepting()) {
       SCOPED_TRACE(row);
       ASSERT_EQ(problem.run(row, RunStyle()), "");
-      expect_status(problem.attention()->status, offsets.bits, HEED_STATUS_BAD_LENGTH_Q);
+      expect_status(problem, *problem.attention(), offsets.bits, HEED_STATUS_BAD_LENGTH_Q);
       EXPECT_EQ(problem.judge(), "");
     }
   }
 }
 
-TEST(BadData, SequencesMayReadTheSameKeys) {
-  LineRun problem("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=2,4,4,3 causal lse");
+TEST_F(BadData, SequencesMayReadTheSameKeys) {
+  LineRun problem(
+      placed("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=2,4,4,3 causal lse"));
   ASSERT_EQ(problem.error(), "");
-  set(problem.attention()->cu_seqlens_k, {0, 9, 2, 7, 13});
+  ASSERT_FALSE(problem.accepting().empty()) << "no row accepts it";
+  set(*problem.attention(), problem.attention()->cu_seqlens_k, {0, 9, 2, 7, 13});
   for (const std::string& row : problem.accepting()) {
     SCOPED_TRACE(row);
     ASSERT_EQ(problem.run(row, RunStyle()), "");
-    expect_status(problem.attention()->status, {0, 1, 0, 0}, HEED_STATUS_BAD_LENGTH_K);
+    expect_status(problem, *problem.attention(), std::vector<int32_t>{0, 1, 0, 0}, HEED_STATUS_BAD_LENGTH_K);
     EXPECT_EQ(problem.judge(), "");
   }
 }
 
-TEST(BadData, FallingOffsetsInTheBackwardPass) {
+TEST_F(BadData, FallingOffsetsInTheBackwardPass) {
   const char* line = "attention b=4 hq=2 d=16 pass=bwd layout_q=thd layout_kv=thd lq=4,2,3,4 lk=4,2,3,4";
   for (const bool keys : {false, true}) {
-    LineRun problem(line);
+    LineRun problem(placed(line));
     ASSERT_EQ(problem.error(), "");
+    const std::vector<std::string> rows = problem.accepting();
+    if (rows.empty() && problem.attention()->device == HEED_DEVICE_CUDA) {
+      GTEST_SKIP() << "no row does the backward pass on a GPU";
+    }
+    ASSERT_FALSE(rows.empty()) << "no row accepts it";
     heed_attention_args& a = *problem.attention();
     for (const Offsets& offsets : kFalling) {
       SCOPED_TRACE(::testing::PrintToString(offsets.values));
-      set(keys ? a.cu_seqlens_k : a.cu_seqlens_q, offsets.values);
+      set(a, keys ? a.cu_seqlens_k : a.cu_seqlens_q, offsets.values);
       for (const std::string& row : problem.accepting()) {
         SCOPED_TRACE(row);
         ASSERT_EQ(problem.run(row, RunStyle()), "");
-        expect_status(a.status, offsets.bits, keys ? HEED_STATUS_BAD_LENGTH_K : HEED_STATUS_BAD_LENGTH_Q);
+        expect_status(problem, a, offsets.bits, keys ? HEED_STATUS_BAD_LENGTH_K : HEED_STATUS_BAD_LENGTH_Q);
         const std::vector<unsigned char> once = problem.outputs();
         const testing::TestExecutor reversed(3, false);
         ASSERT_EQ(problem.run(row, {&reversed.executor, 3}), "");
@@ -367,35 +434,45 @@ TEST(BadData, FallingOffsetsInTheBackwardPass) {
   }
 }
 
-TEST(BadData, EverySequence) {
-  LineRun problem(kPadded);
+TEST_F(BadData, EverySequence) {
+  LineRun problem(placed(kPadded));
   ASSERT_EQ(problem.error(), "");
-  heed_attention_args& a = *problem.attention();
-  for (const std::string& row : problem.accepting()) {
+  const std::vector<std::string> rows = problem.accepting();
+  ASSERT_FALSE(rows.empty()) << "no row accepts it";
+  for (const std::string& row : rows) {
     SCOPED_TRACE(row);
-    int32_t* used = numbers(a.seqused_k);
+    int32_t* used = numbers(problem.attention()->seqused_k);
     ASSERT_EQ(problem.run(row, RunStyle(), {{used, -1}, {used + 1, kHuge}, {used + 2, 41}}), "");
+    const OnHost host(problem, *problem.attention());
+    const heed_attention_args& a = host.args;
     expect_all(a.out, 0, 0, 3, 0.0, "out");
     expect_all(a.lse, 0, 0, 3, -INFINITY, "lse");
     for (int64_t b = 0; b < 3; ++b) EXPECT_EQ(numbers(a.status)[b], HEED_STATUS_BAD_LENGTH_K);
   }
 }
 
-TEST(BadData, BackwardGivesThatSequenceNoGradient) {
+TEST_F(BadData, BackwardGivesThatSequenceNoGradient) {
   const char* line = "attention b=3 hq=4 hkv=2 sq=6 sk=20 d=16 pass=bwd used_q used_k lq=6,4,3 lk=20,12,11 causal";
-  LineRun problem(line);
+  LineRun problem(placed(line));
   ASSERT_EQ(problem.error(), "");
-  heed_attention_args& a = *problem.attention();
-  for (const std::string& row : problem.accepting()) {
+  const heed_attention_args& args = *problem.attention();
+  const std::vector<std::string> rows = problem.accepting();
+  if (rows.empty() && args.device == HEED_DEVICE_CUDA) GTEST_SKIP() << "no row does the backward pass on a GPU";
+  ASSERT_FALSE(rows.empty()) << "no row accepts it";
+  for (const std::string& row : rows) {
     SCOPED_TRACE(row);
     ASSERT_EQ(problem.run(row, RunStyle()), "");
     std::vector<std::vector<double>> good;
     for (const int64_t b : {0, 2}) {
+      const OnHost host(problem, args);
+      const heed_attention_args& a = host.args;
       for (const heed_tensor* tensor : {&a.dq, &a.dk, &a.dv}) good.push_back(elements(*tensor, 0, b, b + 1));
     }
-    for (const auto& [poke, bits] : {std::pair(Poke{numbers(a.seqused_q) + 1, 7}, HEED_STATUS_BAD_LENGTH_Q),
-                                     std::pair(Poke{numbers(a.seqused_k) + 1, -1}, HEED_STATUS_BAD_LENGTH_K)}) {
+    for (const auto& [poke, bits] : {std::pair(Poke{numbers(args.seqused_q) + 1, 7}, HEED_STATUS_BAD_LENGTH_Q),
+                                     std::pair(Poke{numbers(args.seqused_k) + 1, -1}, HEED_STATUS_BAD_LENGTH_K)}) {
       ASSERT_EQ(problem.run(row, RunStyle(), {poke}), "");
+      const OnHost host(problem, args);
+      const heed_attention_args& a = host.args;
       size_t place = 0;
       for (const int64_t b : {0, 2}) {
         for (const heed_tensor* tensor : {&a.dq, &a.dk, &a.dv}) {
@@ -414,35 +491,43 @@ TEST(BadData, BackwardGivesThatSequenceNoGradient) {
 void expect_nothing_appended(const char* line, const std::function<Poke(const heed_kv_append_args&)>& poke,
                              int32_t bits) {
   SCOPED_TRACE(line);
-  LineRun problem(line), before(line);
+  LineRun problem(placed(line)), before(placed(line));
   ASSERT_EQ(problem.error(), "");
-  heed_kv_append_args& a = *problem.kv_append();
-  const heed_kv_append_args& untouched = *before.kv_append();
-  for (const std::string& row : problem.accepting()) {
+  const heed_kv_append_args& args = *problem.kv_append();
+  const OnHost untouched(before, *before.kv_append());
+  // Rows of a cache without pages belong to their sequences.
+  const bool own_rows = args.page_table.dtype == HEED_DTYPE_NONE && args.cache_batch_idx.dtype == HEED_DTYPE_NONE;
+  const std::vector<std::string> accepting = problem.accepting();
+  ASSERT_FALSE(accepting.empty()) << "no row accepts it";
+  for (const std::string& row : accepting) {
     SCOPED_TRACE(row);
     ASSERT_EQ(problem.run(row, RunStyle()), "");
-    const std::vector<double> good_q = elements(a.q_out, 0, 0, 1);
-    for (int64_t b = 0; b < 3; ++b) EXPECT_EQ(numbers(a.status)[b], 0);
-    // Rows of a cache without pages belong to their sequences.
-    const bool rows = a.page_table.dtype == HEED_DTYPE_NONE && a.cache_batch_idx.dtype == HEED_DTYPE_NONE;
-    const std::vector<double> good_k = rows ? elements(a.k_cache, 0, 0, 1) : std::vector<double>();
-    ASSERT_EQ(problem.run(row, RunStyle(), {poke(a)}), "");
+    std::vector<double> good_q, good_k;
+    {
+      const OnHost host(problem, args);
+      for (int64_t b = 0; b < 3; ++b) EXPECT_EQ(numbers(host.args.status)[b], 0);
+      good_q = elements(host.args.q_out, 0, 0, 1);
+      if (own_rows) good_k = elements(host.args.k_cache, 0, 0, 1);
+    }
+    ASSERT_EQ(problem.run(row, RunStyle(), {poke(args)}), "");
+    const OnHost host(problem, args);
+    const heed_kv_append_args& a = host.args;
     EXPECT_EQ(numbers(a.status)[0], 0);
     EXPECT_EQ(numbers(a.status)[1], bits);
     EXPECT_EQ(numbers(a.status)[2], 0);
     EXPECT_TRUE(same(elements(a.q_out, 0, 0, 1), good_q));
     if (a.q_out.dtype != HEED_DTYPE_NONE) expect_all(a.q_out, 0, 1, 2, 0.0, "q_out");
-    if (!rows) continue;
+    if (!own_rows) continue;
     EXPECT_TRUE(same(elements(a.k_cache, 0, 0, 1), good_k));
     // Bit by bit: what no sequence has appended may be NaN in the cache.
     const int64_t bytes = a.k_cache.stride[0] * static_cast<int64_t>(heed_dtype_bytes(a.k_cache.dtype));
     EXPECT_EQ(std::memcmp(static_cast<char*>(a.k_cache.data) + bytes,
-                          static_cast<char*>(untouched.k_cache.data) + bytes, static_cast<size_t>(bytes)), 0)
+                          static_cast<char*>(untouched.args.k_cache.data) + bytes, static_cast<size_t>(bytes)), 0)
         << "the cache of the bad sequence";
   }
 }
 
-TEST(BadData, AppendLengths) {
+TEST_F(BadData, AppendLengths) {
   const char* line = "kv_append b=3 hkv=2 sn=3 sk=20 d=16 lk=4,9,17";
   const char* rotary = "kv_append b=3 hq=4 hkv=2 sn=3 sk=20 d=16 bf16 rotary=16 rotary_n=40 q_per_position lk=4,9,17";
   for (const char* each : {line, rotary}) {
@@ -457,7 +542,7 @@ TEST(BadData, AppendLengths) {
   }
 }
 
-TEST(BadData, AppendPagesRowsAndPadding) {
+TEST_F(BadData, AppendPagesRowsAndPadding) {
   const char* paged = "kv_append b=3 hkv=2 sn=3 sk=48 d=16 page=16 lk=4,30,17 pages=shuffled";
   for (const int32_t value : {-1, 9, kHuge, kLowest}) {
     for (const int64_t page : {1, 2}) {  // 30, 31 | 32
@@ -486,24 +571,26 @@ TEST(BadData, AppendPagesRowsAndPadding) {
   }
 }
 
-TEST(BadData, FallingOffsetsOfQueriesThatAreTurned) {
-  LineRun problem("kv_append b=4 hq=2 hkv=1 sk=20 d=16 rotary=16 layout_new=thd lq=4,2,3,4 tq=13 lk=4,9,7,1");
+TEST_F(BadData, FallingOffsetsOfQueriesThatAreTurned) {
+  LineRun problem(
+      placed("kv_append b=4 hq=2 hkv=1 sk=20 d=16 rotary=16 layout_new=thd lq=4,2,3,4 tq=13 lk=4,9,7,1"));
   ASSERT_EQ(problem.error(), "");
-  ASSERT_GE(problem.accepting().size(), 2u);
-  heed_kv_append_args& a = *problem.kv_append();
+  ASSERT_FALSE(problem.accepting().empty()) << "no row accepts it";
+  const heed_kv_append_args& args = *problem.kv_append();
   for (const Offsets& offsets : kFalling) {
     SCOPED_TRACE(::testing::PrintToString(offsets.values));
-    set(a.cu_seqlens_q, offsets.values);
+    set(args, args.cu_seqlens_q, offsets.values);
     for (const std::string& row : problem.accepting()) {
       SCOPED_TRACE(row);
       ASSERT_EQ(problem.run(row, RunStyle()), "");
-      expect_status(a.status, offsets.bits, HEED_STATUS_BAD_LENGTH_Q);
+      expect_status(problem, args, offsets.bits, HEED_STATUS_BAD_LENGTH_Q);
+      const OnHost host(problem, args);
       std::vector<bool> turned(13);
       for (size_t b = 0; b < 4; ++b) {
         for (int32_t i = offsets.values[b]; i < offsets.values[b + 1] && offsets.bits[b] == 0; ++i) turned[i] = true;
       }
       for (int64_t i = 0; i < 13; ++i) {
-        if (!turned[i]) expect_all(a.q_out, 0, i, i + 1, 0.0, "q_out");
+        if (!turned[i]) expect_all(host.args.q_out, 0, i, i + 1, 0.0, "q_out");
       }
     }
   }

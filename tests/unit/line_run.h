@@ -1,4 +1,5 @@
-// One problem line, run by a row of the registry through the C interface and judged against the reference.
+// One problem line, run by a row of the registry through the C interface and judged against the reference. On the device
+// that the line says: tensors and workspace of a line with device=cuda are in the GPU's memory.
 #pragma once
 
 #include <atomic>
@@ -46,27 +47,58 @@ struct TestExecutor {
 
 // ---- memory of exactly the bytes asked for, guarded on both sides ----------------------------------
 
+struct Place {
+  heed_device device = HEED_DEVICE_CPU;
+  int32_t index = 0;
+};
+
+// What is left of the workspace before a run must not matter. kUnfilled is for a tool that looks for reads of memory
+// that nobody has written.
+constexpr int kUnfilled = -1;
+
 class GuardedWorkspace {
  public:
-  GuardedWorkspace(size_t bytes, unsigned char fill) : bytes_(bytes), storage_(bytes + 2 * kGuard + 64, kPattern) {
-    base_ = reinterpret_cast<unsigned char*>((reinterpret_cast<uintptr_t>(storage_.data()) + kGuard + 63) / 64 * 64);
-    std::memset(base_, fill, bytes);  // stale or fresh memory must not matter
-  }
-  void* data() const { return bytes_ > 0 ? base_ : nullptr; }
-  size_t bytes() const { return bytes_; }
-  bool intact() const {
-    for (const unsigned char* p = storage_.data(); p < storage_.data() + storage_.size(); ++p) {
-      if ((p < base_ || p >= base_ + bytes_) && *p != kPattern) return false;
+  GuardedWorkspace(Place place, size_t bytes, int fill) : place_(place), bytes_(bytes) {
+    const size_t all = bytes + 2 * kGuard;  // a multiple of the alignment, so that the workspace is aligned
+    if (heed_memory_allocate(place.device, place.index, all, &memory_) != HEED_OK) {
+      error_ = std::string("workspace: ") + heed_last_error();
+      return;
     }
-    return true;
+    unsigned char* const base = static_cast<unsigned char*>(memory_);
+    if (heed_memory_fill(place.device, place.index, base, kPattern, kGuard) != HEED_OK ||
+        heed_memory_fill(place.device, place.index, base + kGuard + bytes, kPattern, kGuard) != HEED_OK ||
+        (fill != kUnfilled &&
+         heed_memory_fill(place.device, place.index, base + kGuard, fill, bytes) != HEED_OK)) {
+      error_ = std::string("workspace: ") + heed_last_error();
+    }
   }
+  ~GuardedWorkspace() { heed_memory_free(place_.device, place_.index, memory_); }
+  GuardedWorkspace(const GuardedWorkspace&) = delete;
+  GuardedWorkspace& operator=(const GuardedWorkspace&) = delete;
+
+  const std::string& error() const { return error_; }
+  void* data() const { return bytes_ > 0 ? static_cast<unsigned char*>(memory_) + kGuard : nullptr; }
+  size_t bytes() const { return bytes_; }
+  bool intact() const { return guard_intact(0) && guard_intact(kGuard + bytes_); }
 
  private:
   static constexpr size_t kGuard = 256;
   static constexpr unsigned char kPattern = 0x5c;
+
+  bool guard_intact(size_t at) const {
+    unsigned char guard[kGuard];
+    const unsigned char* const from = static_cast<unsigned char*>(memory_) + at;
+    if (heed_memory_copy(guard, HEED_DEVICE_CPU, from, place_.device, place_.index, kGuard) != HEED_OK) return false;
+    for (const unsigned char byte : guard) {
+      if (byte != kPattern) return false;
+    }
+    return true;
+  }
+
+  Place place_;
   size_t bytes_;
-  std::vector<unsigned char> storage_;
-  unsigned char* base_ = nullptr;
+  void* memory_ = nullptr;
+  std::string error_;
 };
 
 // ---- one line --------------------------------------------------------------------------------------
@@ -83,7 +115,18 @@ struct InputsDeleter {
 
 inline std::string last_error(const char* what) { return std::string(what) + ": " + heed_last_error(); }
 
-// A number that is other than the line says while the run lasts: bad data.
+// Bytes from the first to the last element, gaps included; 0 if there is none.
+inline size_t span_bytes(const heed_tensor& tensor) {
+  if (tensor.dtype == HEED_DTYPE_NONE || tensor.data == nullptr) return 0;
+  int64_t last = 0;
+  for (int32_t dim = 0; dim < tensor.ndim; ++dim) {
+    if (tensor.shape[dim] == 0) return 0;
+    last += (tensor.shape[dim] - 1) * tensor.stride[dim];
+  }
+  return static_cast<size_t>(last + 1) * heed_dtype_bytes(tensor.dtype);
+}
+
+// A number that is other than the line says while the run lasts: bad data. The address is one of the line's device.
 struct Poke {
   int32_t* address;
   int32_t value;
@@ -93,7 +136,8 @@ struct Poke {
 struct RunStyle {
   const heed_executor* executor = nullptr;   // NULL: heed's pool
   int32_t threads = 0;
-  unsigned char workspace_fill = 0xff;
+  int workspace_fill = 0xff;                 // of every byte, or kUnfilled
+  void* stream = nullptr;                    // CUDA
 };
 
 class LineRun {
@@ -107,6 +151,8 @@ class LineRun {
     inputs_.reset(inputs);
     attention_ = heed_inputs_attention(inputs);
     if (attention_ == nullptr) kv_append_ = heed_inputs_kv_append(inputs);
+    place_ = attention_ != nullptr ? Place{attention_->device, attention_->device_index}
+                                   : Place{kv_append_->device, kv_append_->device_index};
   }
 
   const std::string& error() const { return error_; }
@@ -138,9 +184,10 @@ class LineRun {
   // Poisons the outputs, runs, looks at the guards. Empty, or what went wrong.
   std::string run(const std::string& impl, const RunStyle& style, const std::vector<Poke>& pokes = {}) {
     const int32_t own_threads = attention_ != nullptr ? attention_->num_threads : kv_append_->num_threads;
-    set_style(style.executor, style.threads > 0 ? style.threads : own_threads);
+    const bool threads_count = place_.device == HEED_DEVICE_CPU && style.threads > 0;
+    set_style(style.executor, threads_count ? style.threads : own_threads, style.stream);
     const std::string failure = run_styled(impl, style, pokes);
-    set_style(nullptr, own_threads);
+    set_style(nullptr, own_threads, nullptr);
     return failure;
   }
 
@@ -166,18 +213,25 @@ class LineRun {
     return text.empty() ? "failed without a reason" : text;
   }
 
+  // A tensor of the arguments as it is now, gaps included: where it lies, or a copy of what the GPU has.
+  heed_tensor on_host(heed_tensor tensor, std::vector<unsigned char>& memory) const {
+    if (place_.device == HEED_DEVICE_CPU) return tensor;
+    memory.resize(span_bytes(tensor));
+    if (memory.empty()) return tensor;
+    if (heed_memory_copy(memory.data(), HEED_DEVICE_CPU, tensor.data, place_.device, place_.index, memory.size()) !=
+        HEED_OK) {
+      tensor.dtype = HEED_DTYPE_NONE;  // whoever compares it finds nothing to be equal
+    }
+    tensor.data = memory.data();
+    return tensor;
+  }
+
   // Every byte of the outputs, gaps included.
   std::vector<unsigned char> outputs() const {
-    std::vector<unsigned char> bytes;
+    std::vector<unsigned char> bytes, memory;
     const auto add = [&](const heed_tensor& tensor) {
-      if (tensor.dtype == HEED_DTYPE_NONE || tensor.data == nullptr) return;
-      int64_t last = 0;
-      for (int32_t dim = 0; dim < tensor.ndim; ++dim) {
-        if (tensor.shape[dim] == 0) return;
-        last += (tensor.shape[dim] - 1) * tensor.stride[dim];
-      }
-      const unsigned char* data = static_cast<const unsigned char*>(tensor.data);
-      bytes.insert(bytes.end(), data, data + static_cast<size_t>(last + 1) * heed_dtype_bytes(tensor.dtype));
+      const unsigned char* const data = static_cast<const unsigned char*>(on_host(tensor, memory).data);
+      bytes.insert(bytes.end(), data, data + span_bytes(tensor));
     };
     if (attention_ != nullptr) {
       const heed_attention_args& a = *attention_;
@@ -197,14 +251,25 @@ class LineRun {
   size_t workspace_bytes() const { return workspace_bytes_; }
 
  private:
-  void set_style(const heed_executor* executor, int32_t threads) {
-    if (attention_ != nullptr) {
-      attention_->executor = executor;
-      attention_->num_threads = threads;
-    } else {
-      kv_append_->executor = executor;
-      kv_append_->num_threads = threads;
-    }
+  void set_style(const heed_executor* executor, int32_t threads, void* stream) {
+    const auto set = [&](auto& args) {
+      args.executor = executor;
+      args.num_threads = threads;
+      args.stream = stream;
+    };
+    attention_ != nullptr ? set(*attention_) : set(*kv_append_);
+  }
+
+  // Writes the pokes' values and keeps what was there, in turn: a second time, backwards, it restores.
+  bool exchange(Poke& poke) const {
+    int32_t before = 0;
+    const auto copy = [&](void* to, heed_device to_device, const void* from, heed_device from_device) {
+      return heed_memory_copy(to, to_device, from, from_device, place_.index, sizeof(int32_t)) == HEED_OK;
+    };
+    const bool done = copy(&before, HEED_DEVICE_CPU, poke.address, place_.device) &&
+                      copy(poke.address, place_.device, &poke.value, HEED_DEVICE_CPU);
+    poke.value = before;
+    return done;
   }
 
   std::unique_ptr<heed_problem, ProblemDeleter> pose() {
@@ -224,9 +289,12 @@ class LineRun {
     const std::unique_ptr<heed_plan, PlanDeleter> plan(made);
     if (heed_plan_impl(made) != impl) return "plan: forced " + impl + ", got " + heed_plan_impl(made);
     workspace_bytes_ = heed_plan_workspace_bytes(made);
-    const GuardedWorkspace workspace(workspace_bytes_, style.workspace_fill);
+    const GuardedWorkspace workspace(place_, workspace_bytes_, style.workspace_fill);
+    if (!workspace.error().empty()) return workspace.error();
     if (heed_inputs_poison(inputs_.get()) != HEED_OK) return last_error("poison");
-    for (Poke& poke : pokes) std::swap(*poke.address, poke.value);
+    for (Poke& poke : pokes) {
+      if (!exchange(poke)) return last_error("poke");
+    }
     heed_status status = HEED_OK;
     if (attention_ != nullptr) {
       attention_->workspace = workspace.data();
@@ -241,14 +309,21 @@ class LineRun {
       kv_append_->workspace = nullptr;
       kv_append_->workspace_bytes = 0;
     }
-    for (auto poke = pokes.rbegin(); poke != pokes.rend(); ++poke) std::swap(*poke->address, poke->value);
-    if (status != HEED_OK) return last_error("run");
+    std::string failure = status != HEED_OK ? last_error("run") : "";
+    if (heed_stream_synchronize(place_.device, place_.index, style.stream) != HEED_OK && failure.empty()) {
+      failure = last_error("synchronize");
+    }
+    for (auto poke = pokes.rbegin(); poke != pokes.rend(); ++poke) {
+      if (!exchange(*poke) && failure.empty()) failure = last_error("poke");
+    }
+    if (!failure.empty()) return failure;
     if (!workspace.intact()) return "wrote outside the workspace of " + std::to_string(workspace_bytes_) + " bytes";
     if (heed_inputs_check_guards(inputs_.get()) != HEED_OK) return last_error("guards");
     return {};
   }
 
   std::string line_, error_;
+  Place place_;
   std::unique_ptr<heed_inputs, InputsDeleter> inputs_;
   heed_attention_args* attention_ = nullptr;
   heed_kv_append_args* kv_append_ = nullptr;
