@@ -191,6 +191,30 @@ class LineRun {
     return failure;
   }
 
+  // On a GPU: from now on the attention inputs, or those of kv_append, are copies that end where their memory ends, for a
+  // tool that sees reads past it. What says that inputs do not change looks at the originals.
+  void give_inputs_exact_memory() {
+    if (place_.device == HEED_DEVICE_CPU) return;
+    if (attention_ != nullptr) {
+      heed_attention_args& a = *attention_;
+      for (heed_tensor* tensor : {&a.q, &a.k, &a.v, &a.bias, &a.mask, &a.alibi_slopes, &a.sinks, &a.cu_seqlens_q,
+                                  &a.cu_seqlens_k, &a.seqused_q, &a.seqused_k, &a.leftpad_k, &a.page_table,
+                                  &a.cache_batch_idx}) {
+        give_exact_memory(*tensor);
+      }
+    } else {
+      heed_kv_append_args& a = *kv_append_;
+      for (heed_tensor* tensor : {&a.k_new, &a.v_new, &a.q, &a.rotary_cos, &a.rotary_sin, &a.cu_seqlens_new,
+                                  &a.cu_seqlens_q, &a.cache_seqlens, &a.rotary_seqlens, &a.leftpad_k, &a.page_table,
+                                  &a.cache_batch_idx}) {
+        give_exact_memory(*tensor);
+      }
+    }
+  }
+
+  // The outputs are NaN again, the caches as they were.
+  std::string poison() { return heed_inputs_poison(inputs_.get()) == HEED_OK ? "" : last_error("poison"); }
+
   // Judges what the last run wrote.
   std::string judge() {
     heed_check_report report = {};
@@ -260,6 +284,26 @@ class LineRun {
     attention_ != nullptr ? set(*attention_) : set(*kv_append_);
   }
 
+  // At the same address modulo 128.
+  void give_exact_memory(heed_tensor& tensor) {
+    const size_t bytes = span_bytes(tensor), before = reinterpret_cast<uintptr_t>(tensor.data) % 128;
+    if (bytes == 0) return;
+    void* memory = nullptr;
+    if (heed_memory_allocate(place_.device, place_.index, before + bytes, &memory) != HEED_OK) {
+      error_ = last_error("exact memory");
+      return;
+    }
+    exact_.emplace_back(memory, [place = place_](void* pointer) {
+      heed_memory_free(place.device, place.index, pointer);
+    });
+    void* const to = static_cast<unsigned char*>(memory) + before;
+    if (heed_memory_copy(to, place_.device, tensor.data, place_.device, place_.index, bytes) != HEED_OK) {
+      error_ = last_error("exact memory");
+      return;
+    }
+    tensor.data = to;
+  }
+
   // Writes the pokes' values and keeps what was there, in turn: a second time, backwards, it restores.
   bool exchange(Poke& poke) const {
     int32_t before = 0;
@@ -291,7 +335,7 @@ class LineRun {
     workspace_bytes_ = heed_plan_workspace_bytes(made);
     const GuardedWorkspace workspace(place_, workspace_bytes_, style.workspace_fill);
     if (!workspace.error().empty()) return workspace.error();
-    if (heed_inputs_poison(inputs_.get()) != HEED_OK) return last_error("poison");
+    if (const std::string failure = poison(); !failure.empty()) return failure;
     for (Poke& poke : pokes) {
       if (!exchange(poke)) return last_error("poke");
     }
@@ -324,6 +368,7 @@ class LineRun {
 
   std::string line_, error_;
   Place place_;
+  std::vector<std::shared_ptr<void>> exact_;
   std::unique_ptr<heed_inputs, InputsDeleter> inputs_;
   heed_attention_args* attention_ = nullptr;
   heed_kv_append_args* kv_append_ = nullptr;
