@@ -69,22 +69,13 @@ __device__ __forceinline__ bool row_is_owned(const AttentionFwdParams& p, i64 ro
   return true;
 }
 
-__device__ __forceinline__ void clear_row(const AttentionFwdParams& p, i64 row, int lane, int lanes,
-                                          int element_bytes) {
-  const float kInf = __int_as_float(0x7f800000);
+// Split keys whose partials have a row for every packed one: combine writes the row when it finds the mark.
+__device__ __forceinline__ void clear_packed_row(const AttentionFwdParams& p, i64 row, int lane, int lanes) {
   for (i32 head = 0; head < p.nheads_q; ++head) {
-    if (p.partial_lse != nullptr) {
-      if (lane == 0) p.partial_lse[(row * p.nheads_q + head) * p.max_splits] = __uint_as_float(kPaddingLse);
-      continue;
-    }
-    const i64 at = head * p.out_stride.h + row * p.out_stride.s;
-    for (i32 column = lane; column < p.head_dim_v; column += lanes) {
-      if (element_bytes == 4)
-        static_cast<float*>(p.out)[at + column] = 0.0f;
-      else
-        static_cast<unsigned short*>(p.out)[at + column] = 0;
-    }
-    if (lane == 0 && p.lse != nullptr) p.lse[head * p.lse_stride.h + row * p.lse_stride.s] = -kInf;
+    if (p.partial_lse == nullptr || p.partial_queries > 0)
+      clear_row(p, 0, head, row, lane, lanes);
+    else if (lane == 0)
+      p.partial_lse[(row * p.nheads_q + head) * p.max_splits] = __uint_as_float(kPaddingLse);
   }
 }
 
@@ -103,7 +94,7 @@ __global__ void __launch_bounds__(kV.threads) check_sequences(const __grid_const
   const bool bad = p.batch == 0 || out_of_order(p, p.batch + 1, kV.threads);
   const i64 step = static_cast<i64>(gridDim.x - p.batch) * kRows;
   for (i64 row = (blockIdx.x - p.batch) * kRows + threadIdx.x / kLanes; row < p.total_q; row += step)
-    if (bad || !row_is_owned(p, row)) clear_row(p, row, threadIdx.x % kLanes, kLanes, p.out_is_f32 ? 4 : 2);
+    if (bad || !row_is_owned(p, row)) clear_packed_row(p, row, threadIdx.x % kLanes, kLanes);
 }
 
 }  // namespace heed::cuda

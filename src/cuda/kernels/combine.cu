@@ -4,7 +4,7 @@
 //
 // partial_out [rows, nheads_q, max_splits, head_dim_v] and partial_lse [rows, nheads_q, max_splits] in f32; a split without
 // a visible key holds -inf, and its out is not read. A row that no query owns holds kPaddingLse in split 0: it becomes 0 and
-// -inf, sink or not. A block a row: warp i adds splits i, i + warps, ..., then the warps' sums are added in order; the sink
+// -inf, sink or not; with max_rows it is the other kernel's, and left alone. A block a row: warp i adds splits i, i + warps, ..., then the warps' sums are added in order; the sink
 // counts here, once.
 //
 // Shared memory: sums [warps][512], 16 KB.
@@ -27,8 +27,12 @@ __global__ void __launch_bounds__(kV.warps * 32) combine(const __grid_constant__
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const i64 row = blockIdx.x / p.nheads_q;
   const i32 head = static_cast<i32>(blockIdx.x % p.nheads_q);
-  const i64 b = p.cu_seqlens_q != nullptr ? 0 : row / p.seqlen_q,
-            query = p.cu_seqlens_q != nullptr ? row : row % p.seqlen_q;
+  i64 b = 0, query = row;
+  if (p.partial_queries > 0 || p.cu_seqlens_q == nullptr) {
+    const i64 queries = p.partial_queries > 0 ? p.partial_queries : p.seqlen_q;
+    b = row / queries, query = row % queries;
+    if (p.cu_seqlens_q != nullptr) query += p.cu_seqlens_q[b];
+  }
   const float* lse_of = p.partial_lse + static_cast<i64>(blockIdx.x) * p.max_splits;
   const float* out_of = p.partial_out + static_cast<i64>(blockIdx.x) * p.max_splits * p.head_dim_v;
   wait_for_primary();
@@ -48,6 +52,7 @@ __global__ void __launch_bounds__(kV.warps * 32) combine(const __grid_constant__
 
   // Every warp reads every lse: maximum and sum are the same numbers in all of them. Lane i keeps splits i and i + 32.
   const bool padding = __float_as_uint(lse_of[0]) == kPaddingLse;
+  if (padding && p.max_rows > 0) return;
   const float sink = p.sinks != nullptr ? p.sinks[head] : -kInf;
   const float mine0 = lane < p.max_splits ? lse_of[lane] : -kInf,
               mine1 = lane + 32 < p.max_splits ? lse_of[lane + 32] : -kInf;

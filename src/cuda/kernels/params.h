@@ -19,7 +19,7 @@ enum ElementType : int { kElementF32 = 0, kElementF16 = 1, kElementBf16 = 2 };
 // Bits of a sequence's status, as in heed/attention.h.
 enum SequenceStatus : int { kStatusLengthQ = 1, kStatusLengthK = 2, kStatusPage = 4, kStatusAppend = 8 };
 
-// lse of split 0 of a row that no query owns (padding): no arithmetic makes a NaN with these bits.
+// lse of split 0 of a row that no query of this kernel's owns: no arithmetic makes a NaN with these bits.
 constexpr unsigned int kPaddingLse = 0x7fc0dead;
 
 // One compiled kernel. Lengths, strides and scales are never in it (docs/decisions).
@@ -98,7 +98,7 @@ struct AttentionFwdParams {
   const u64* dropout_offset_ptr;
   i64 index_base[4];
 
-  float* partial_out;  // [rows, nheads_q, max_splits, head_dim_v]; rows: batch * seqlen_q, packed total_q
+  float* partial_out;  // [rows, nheads_q, max_splits, head_dim_v]; rows: see partial_queries
   float* partial_lse;  // [rows, nheads_q, max_splits]
   i32 max_splits;
   i32 split_tiles;  // key tiles of one split
@@ -108,6 +108,12 @@ struct AttentionFwdParams {
   // [batch + 1], written by check_sequences, read by everyone after it: status bits of each sequence, then whether
   // cu_seqlens_q is out of order. Null: every block checks the lengths of its own sequence, and there are no pages.
   i32* sequence_status;
+
+  // Two kernels may share a batch, each sequence going to one of them by its own length alone (README.md): this one takes
+  // sequences of min_rows <= queries * gqa_ratio <= max_rows. 0: no limit.
+  i64 min_rows, max_rows;
+  // Rows of partials are (sequence, query), so many queries a sequence; 0: batch * seqlen_q, packed total_q.
+  i64 partial_queries;
 };
 
 struct KvAppendParams {

@@ -12,7 +12,7 @@ struct BlockWork {
   bool idle = false;
   i32 b = 0, head = 0;  // head: of kv where rows_per_query > 1, else of q
   i32 head_kv = 0;
-  i32 q_len = 0, q_rows = 0;  // queries that count; rows to write
+  i32 q_len = 0, q_rows = 0;  // queries that count; queries whose rows are written
   i32 k_len = 0;
   i64 q_begin = 0, k_begin = 0, cache_row = 0;
   i64 offset = 0;  // position of query i: i + offset
@@ -126,6 +126,45 @@ __device__ __forceinline__ u32 packed_tile(const AttentionFwdParams& p, u32 slot
   return slot - static_cast<u32>(first);
 }
 
+// A row of O that no query owns: 0 and -inf. `row` counts from the sequence's first query, packed from the first of all.
+__device__ __forceinline__ void clear_row(const AttentionFwdParams& p, i64 b, i32 head, i64 row, int lane, int lanes) {
+  const i64 at = b * p.out_stride.b + head * p.out_stride.h + row * p.out_stride.s;
+  for (i32 column = lane; column < p.head_dim_v; column += lanes) {
+    if (p.out_is_f32)
+      static_cast<float*>(p.out)[at + column] = 0.0f;
+    else
+      static_cast<unsigned short*>(p.out)[at + column] = 0;
+  }
+  if (lane == 0 && p.lse != nullptr)
+    p.lse[b * p.lse_stride.b + head * p.lse_stride.h + row * p.lse_stride.s] = -__int_as_float(0x7f800000);
+}
+
+// Where min_rows or max_rows is set: whether this kernel has anything to do in the tile. With max_rows it has rows of its
+// own sequences only, and marks the partials of the others for combine; without, padding of every sequence as well, and
+// where that is all, it is written here.
+template <auto kV>
+__device__ __forceinline__ bool takes_sequence(const AttentionFwdParams& p, BlockWork& w) {
+  const i64 length = static_cast<i64>(w.q_len) * p.gqa_ratio;
+  const bool mine = length >= p.min_rows && (p.max_rows == 0 || length <= p.max_rows);
+  if (p.max_rows > 0) {
+    if (!mine) w.q_len = w.k_len = 0;
+    if constexpr (kV.split) {
+      w.q_rows = static_cast<i32>(p.partial_queries);
+      return mine || w.split == 0;
+    }
+    w.q_rows = w.q_len;
+    return true;
+  }
+  if (mine) return true;
+  constexpr int kLanes = 8;
+  for (i32 r = threadIdx.x / kLanes; r < kV.tile_q; r += blockDim.x / kLanes) {
+    const u32 row = w.row0 + r, per_query = p.rows_per_query;
+    const i32 query = row / per_query, head = w.head * per_query + row % per_query;
+    if (query >= w.q_len && query < w.q_rows) clear_row(p, w.b, head, w.q_begin + query, threadIdx.x % kLanes, kLanes);
+  }
+  return false;
+}
+
 template <auto kV>
 __device__ __forceinline__ BlockWork block_work(const AttentionFwdParams& p, u32 block) {
   BlockWork w;
@@ -137,7 +176,7 @@ __device__ __forceinline__ BlockWork block_work(const AttentionFwdParams& p, u32
     index /= p.max_splits;
   }
   u32 tile;
-  if (p.cu_seqlens_q == nullptr) {
+  if (p.cu_seqlens_q == nullptr || p.max_rows > 0) {
     // Sections of heads_per_section heads whose K and V fit the L2 cache together; in a section the heaviest tiles first.
     const u32 section_heads = p.heads_per_section;
     const u32 section_size = section_heads * tiles;
@@ -156,6 +195,10 @@ __device__ __forceinline__ BlockWork block_work(const AttentionFwdParams& p, u32
   locate_sequence(p, w);
   if (p.sequence_status != nullptr && p.sequence_status[w.b] != 0) w.q_len = w.k_len = 0;
   w.row0 = static_cast<i32>(tile * kV.tile_q);
+  if ((p.min_rows | p.max_rows) != 0 && !takes_sequence<kV>(p, w)) {
+    w.idle = true;
+    return w;
+  }
   if (w.row0 >= static_cast<i64>(w.q_rows) * p.rows_per_query) {
     w.idle = true;
     return w;
@@ -253,6 +296,18 @@ struct KeyLoader {
     if (kPerPass * kChunks != kThreads && first >= kPerPass) first = kV.tile_k;
   }
 
+  // gather: where this thread's piece of key j lies; `base` where there is none.
+  __device__ __forceinline__ const char* gathered(const AttentionFwdParams& p, const BlockWork& w,
+                                                  const Strides3& stride, i32 j, bool& valid) const {
+    valid = bytes != 0 && j < w.k_len;
+    i64 row = j * row_bytes;
+    if (p.page_size > 0 && valid) {
+      row = paged_row(p, w, stride, j) * 2;
+      valid = row >= 0;
+    }
+    return valid ? base + row : base;
+  }
+
   // kAll: every key of the tile lies before the sequence's end.
   template <bool kAll>
   __device__ __forceinline__ void load(const AttentionFwdParams& p, const BlockWork& w, const Strides3& stride,
@@ -260,21 +315,22 @@ struct KeyLoader {
     constexpr int kPitch = kDim + 8;
     const u32 dst = dst_base + first * (kPitch * 2) + column_bytes;
     if constexpr (kV.gather) {
+      if (!p.aligned) {
+#pragma unroll 1
+        for (int r0 = 0; r0 < kV.tile_k; r0 += kPerPass) {
+          if (r0 + first >= kV.tile_k) return;
+          bool valid;
+          const char* src = gathered(p, w, stride, tile * kV.tile_k + r0 + first, valid);
+          copy_16_unaligned(dst + r0 * (kPitch * 2), src, valid);
+        }
+        return;
+      }
 #pragma unroll(kV.modified ? 1 : 4)
       for (int r0 = 0; r0 < kV.tile_k; r0 += kPerPass) {
         if (r0 + first >= kV.tile_k) return;
-        const i32 j = tile * kV.tile_k + r0 + first;
-        bool valid = bytes != 0 && j < w.k_len;
-        i64 row = j * row_bytes;
-        if (p.page_size > 0 && valid) {
-          row = paged_row(p, w, stride, j) * 2;
-          valid = row >= 0;
-        }
-        const char* src = valid ? base + row : base;
-        if (!p.aligned)
-          copy_16_unaligned(dst + r0 * (kPitch * 2), src, valid);
-        else
-          cp_async_16(dst + r0 * (kPitch * 2), src, valid ? 16 : 0);
+        bool valid;
+        const char* src = gathered(p, w, stride, tile * kV.tile_k + r0 + first, valid);
+        cp_async_16(dst + r0 * (kPitch * 2), src, valid ? 16 : 0);
       }
     } else {
       const char* src = base + (static_cast<i64>(tile) * kV.tile_k + first) * row_bytes;
@@ -289,9 +345,13 @@ struct KeyLoader {
   }
 };
 
-// Which row of lse and partials query i of the block's sequence is, all sequences counted.
+// Where the partial result of a query lies, all sequences counted.
 __device__ __forceinline__ i64 partial_slot(const AttentionFwdParams& p, const BlockWork& w, i32 head, i32 query) {
-  const i64 row = (p.cu_seqlens_q != nullptr ? w.q_begin : static_cast<i64>(w.b) * p.seqlen_q) + query;
+  i64 row = query;
+  if (p.partial_queries > 0)
+    row += w.b * p.partial_queries;
+  else
+    row += p.cu_seqlens_q != nullptr ? w.q_begin : w.b * p.seqlen_q;
   return (row * p.nheads_q + head) * p.max_splits + w.split;
 }
 
