@@ -4,11 +4,9 @@
 #include <deque>
 #include <set>
 
-#include "commands.h"
-#include "job.h"
+#include "bench.h"
 #include "machine_facts.h"
 #include "probe.h"
-#include "report.h"
 #include "timing.h"
 
 namespace heed::cli {
@@ -43,22 +41,6 @@ struct Row {
   double gflops, gbs;
   size_t workspace_bytes;
 };
-
-// Backends to time: as asked, "all" being each implementation that accepts but the reference.
-std::vector<std::string> backends_for(const Job& job, const BenchRequest& request) {
-  if (request.backends.empty()) return {""};
-  std::vector<std::string> names;
-  for (const std::string& backend : request.backends) {
-    if (backend != "all") {
-      names.push_back(backend);
-      continue;
-    }
-    for (const Verdict& verdict : verdicts(job.problem(0).get())) {
-      if (verdict.accepted && !verdict.impl.starts_with("ref/")) names.push_back(verdict.impl);
-    }
-  }
-  return names;
-}
 
 std::deque<Cell> make_cells(const Job& job, const BenchRequest& request, const std::vector<int>& threads) {
   std::deque<Cell> cells;
@@ -133,7 +115,7 @@ nlohmann::json by_threads(const std::map<int, double>& values) {
 }
 
 nlohmann::json to_json(const BenchRequest& request, const std::vector<Row>& rows, const Ceilings& ceilings,
-                       const HostTimes& host) {
+                       const HostTimes& host, const std::vector<GpuRow>& gpu_rows) {
   nlohmann::json list = nlohmann::json::array();
   for (const Row& row : rows) {
     nlohmann::json json = timing_json(row.timing);
@@ -154,7 +136,8 @@ nlohmann::json to_json(const BenchRequest& request, const std::vector<Row>& rows
       {"peak_gflops", by_threads(ceilings.peak_gflops)},
       {"read_gbs", by_threads(ceilings.read_gbs)},
       {"host", {{"run", timing_json(host.run)}, {"call", timing_json(host.call)}, {"plan", timing_json(host.plan)}}},
-      {"rows", list}};
+      {"rows", list},
+      {"gpu_rows", gpu_rows_json(gpu_rows, request)}};
 }
 
 void print_table(const std::vector<Row>& rows, const Ceilings& ceilings, const HostTimes& host) {
@@ -177,6 +160,21 @@ void print_table(const std::vector<Row>& rows, const Ceilings& ceilings, const H
 
 }  // namespace
 
+std::vector<std::string> backends_for(const Job& job, const BenchRequest& request) {
+  if (request.backends.empty()) return {""};
+  std::vector<std::string> names;
+  for (const std::string& backend : request.backends) {
+    if (backend != "all") {
+      names.push_back(backend);
+      continue;
+    }
+    for (const Verdict& verdict : verdicts(job.problem(0).get())) {
+      if (verdict.accepted && !verdict.impl.starts_with("ref/")) names.push_back(verdict.impl);
+    }
+  }
+  return names;
+}
+
 int run_bench(const BenchRequest& request) {
   const std::vector<std::string> lines = problem_lines(request.words);
   std::vector<int> threads = request.threads;
@@ -187,16 +185,23 @@ int run_bench(const BenchRequest& request) {
   Progress progress;
   Ceilings ceilings;
   std::vector<Row> rows;
+  std::vector<GpuRow> gpu_rows;
   std::vector<std::string> failures;
   progress.show("the library's own time");
   const HostTimes host = time_host(request.samples);
   for (size_t i = 0; i < lines.size(); ++i) {
     const std::string title = fmt::format("{}/{} {}:", i + 1, lines.size(), lines[i]);
-    progress.show(title + " probing the machine");
-    ceilings.probe(threads);  // at every problem: a ceiling from a disturbed moment would flatter what follows
     progress.show(title + " making inputs");
     try {
       const Job job(lines[i]);
+      if (is_on_gpu(job)) {
+        progress.show(title + " timing");
+        const std::vector<GpuRow> timed = time_on_gpu(job, lines[i], request);
+        gpu_rows.insert(gpu_rows.end(), timed.begin(), timed.end());
+        continue;
+      }
+      progress.show(title + " probing the machine");
+      ceilings.probe(threads);  // at every problem: a ceiling from a disturbed moment would flatter what follows
       std::deque<Cell> cells = make_cells(job, request, threads);
       time_cells(cells, request, title, progress);
       for (const Cell& cell : cells) rows.push_back(make_row(cell, lines[i]));
@@ -204,11 +209,14 @@ int run_bench(const BenchRequest& request) {
       failures.push_back(fmt::format("{}: {}", lines[i], failure.what()));
     }
   }
-  progress.show("probing the machine");
-  ceilings.probe(threads);
+  if (!rows.empty()) {
+    progress.show("probing the machine");
+    ceilings.probe(threads);
+  }
   progress.clear();
-  print_table(rows, ceilings, host);
-  if (!request.json.empty()) write_json(request.json, to_json(request, rows, ceilings, host));
+  if (!rows.empty() || gpu_rows.empty()) print_table(rows, ceilings, host);
+  print_gpu_table(gpu_rows, request);
+  if (!request.json.empty()) write_json(request.json, to_json(request, rows, ceilings, host, gpu_rows));
   for (const std::string& failure : failures) fmt::print(stderr, "heed: {}\n", failure);
   return failures.empty() ? 0 : 1;
 }

@@ -66,6 +66,7 @@ struct BenchRequest {
   std::vector<int> threads;                         // empty: 1 and all cores
   int samples = 15;
   double min_time_ms = 10;
+  bool hot = false;                                 // GPU: samples back to back instead of rested
   std::string json;
   std::string command;                              // as typed, for the JSON file
 };

@@ -144,7 +144,7 @@ PlannedJob::PlannedJob(const Job& job, const std::string& backend, int threads)
     : backend_(backend),
       problem_(job.problem(threads)),
       plan_(make_plan(problem_.get(), backend)),
-      workspace_(heed_plan_workspace_bytes(plan_.get())),
+      workspace_(job.device(), job.device_index(), heed_plan_workspace_bytes(plan_.get())),
       is_attention_(job.attention() != nullptr) {
   if (is_attention_) {
     attention_ = *job.attention();
@@ -166,6 +166,14 @@ void PlannedJob::run() const {
 void PlannedJob::call() const {
   const heed_plan_options options = plan_options(backend_);
   require(is_attention_ ? heed_attention(&attention_, &options) : heed_kv_append(&append_, &options));
+}
+
+heed_timing PlannedJob::time(const heed_timing_options& options) const {
+  heed_timing timing = {};
+  timing.struct_size = sizeof timing;
+  require(is_attention_ ? heed_attention_time(plan_.get(), &attention_, &options, &timing)
+                        : heed_kv_append_time(plan_.get(), &append_, &options, &timing));
+  return timing;
 }
 
 // ---- views ----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ class Job {
 
   const heed_attention_args* attention() const { return attention_; }
   const heed_kv_append_args* append() const { return append_; }
+  heed_device device() const { return attention_ != nullptr ? attention_->device : append_->device; }
+  int32_t device_index() const { return attention_ != nullptr ? attention_->device_index : append_->device_index; }
 
  private:
   InputsPtr inputs_;
@@ -38,6 +40,8 @@ class PlannedJob {
   void run() const;
   // The same through the library's one-call form, which looks the plan up.
   void call() const;
+  // As docs/measuring.md says: on a GPU from replayed graphs.
+  heed_timing time(const heed_timing_options& options) const;
   std::string impl() const { return heed_plan_impl(plan_.get()); }
   size_t workspace_bytes() const { return heed_plan_workspace_bytes(plan_.get()); }
   const heed_problem* problem() const { return problem_.get(); }
@@ -46,7 +50,7 @@ class PlannedJob {
   std::string backend_;
   ProblemPtr problem_;
   PlanPtr plan_;
-  AlignedBytes workspace_;
+  DeviceBytes workspace_;
   heed_attention_args attention_ = {};
   heed_kv_append_args append_ = {};
   bool is_attention_ = false;

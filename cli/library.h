@@ -4,6 +4,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "heed/heed.h"
@@ -39,6 +40,26 @@ struct FreeInputs {
 using ProblemPtr = std::unique_ptr<heed_problem, FreeProblem>;
 using PlanPtr = std::unique_ptr<heed_plan, FreePlan>;
 using InputsPtr = std::unique_ptr<heed_inputs, FreeInputs>;
+
+// Memory of a device: 0 bytes are no memory.
+class DeviceBytes {
+ public:
+  DeviceBytes(heed_device device, int32_t index, size_t bytes) : device_(device), index_(index), bytes_(bytes) {
+    require(heed_memory_allocate(device, index, bytes, &data_));
+  }
+  DeviceBytes(DeviceBytes&& other) noexcept
+      : device_(other.device_), index_(other.index_), data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+  DeviceBytes& operator=(DeviceBytes&&) = delete;
+  ~DeviceBytes() { heed_memory_free(device_, index_, data_); }
+  void* data() const { return data_; }
+  size_t size() const { return bytes_; }
+
+ private:
+  heed_device device_;
+  int32_t index_;
+  void* data_ = nullptr;
+  size_t bytes_;
+};
 
 // `query` is one of the library's (buffer, bytes, needed) functions with the rest bound.
 template <class Query>

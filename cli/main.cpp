@@ -179,6 +179,7 @@ void add_bench(CLI::App& app, BenchRequest& request) {
       ->check(CLI::PositiveNumber)
       ->type_name("MS")
       ->capture_default_str();
+  command->add_flag("--hot", request.hot, "GPU: samples back to back, without 60 ms of rest before each");
   command->add_option("--json", request.json, "Write the figures here too")->type_name("FILE");
 }
 

@@ -10,6 +10,7 @@
 #include "capi_error.h"
 #include "capi_handles.h"
 #include "capi_run.h"
+#include "cuda/nvrtc.h"
 #include "ops/problem_line.h"
 #include "plan/planner.h"
 #include "plan/registry.h"
@@ -158,6 +159,10 @@ heed_status heed_set_log(heed_log_fn callback, void* context, int32_t level) {
     heed::set_log(callback, context, level);
     return {};
   });
+}
+
+heed_status heed_set_nvrtc_folder(const char* folder) {
+  return guarded([&]() -> Status { return heed::cuda::set_nvrtc_folder(folder == nullptr ? "" : folder); });
 }
 
 const heed_executor* heed_executor_pool(void) { return &heed::pool_executor(); }

@@ -541,7 +541,7 @@ class Bench(CommandTest):
             self.assertIn(part, text)
         report = json.loads(self.content("bench.json"))
         self.assertEqual(
-            sorted(report), ["command", "date", "heed", "host", "machine", "peak_gflops", "read_gbs", "rows"]
+            sorted(report), ["command", "date", "gpu_rows", "heed", "host", "machine", "peak_gflops", "read_gbs", "rows"]
         )
         self.assertTrue(report["command"].startswith("heed bench"))
         self.assertEqual(sorted(report["peak_gflops"]), ["1", "2"])
@@ -553,6 +553,21 @@ class Bench(CommandTest):
             self.assertLessEqual(row["median_us"], row["p90_us"])
             self.assertGreater(row["gflops"], 0)
             self.assertGreater(row["gbs"], 0)
+
+    def test_a_gpu_has_its_own_table_or_a_reason(self):
+        line = "attention sq=3 d=8 bf16 device=cuda"
+        done = heed("bench", line, SMALL, "--hot", "--threads", 1, "--samples", 2, "--min-time", 0.1, "--json",
+                    self.path("gpu.json"))
+        rows = json.loads(self.content("gpu.json"))["gpu_rows"]
+        self.assertIn("GFLOP/s", done.stdout)
+        if done.returncode == 0:
+            self.assertEqual([(row["problem"], row["regime"], row["samples"]) for row in rows], [(line, "hot", 2)])
+            self.assertGreater(rows[0]["host_call_us"], 0)
+            self.assertIn("host call", done.stdout)
+        else:
+            self.assertEqual((done.returncode, rows), (1, []))
+            self.assertTrue(done.stderr.startswith(f"heed: {line}: "), done.stderr)
+            self.assertIn("CUDA", done.stderr)
 
     def test_one_that_cannot_be_done_does_not_stop_the_others(self):
         done = heed(

@@ -98,6 +98,11 @@ typedef void (*heed_log_fn)(void* context, int32_t level, const char* message);
  * callback's own or HEED_LOG, whichever says more. */
 HEED_API heed_status heed_set_log(heed_log_fn callback, void* context, int32_t level);
 
+/* The folder of NVRTC, the compiler of GPU kernels, as a package manager has laid it (a Python wheel: nvidia/cu13/lib).
+ * Searched after HEED_NVRTC and a libnvrtc that the process has loaded, before CUDA_HOME and the system's own. Call it
+ * before the first use of a GPU; NULL or "" forgets the folder. HEED_NOT_FOUND: there is no libnvrtc in it. */
+HEED_API heed_status heed_set_nvrtc_folder(const char* folder);
+
 /* The machine, its backends and why any is missing, as text for people. */
 HEED_API heed_status heed_info(char* buffer, size_t buffer_bytes, size_t* needed);
 

@@ -5,4 +5,5 @@
 #include "heed/check.h"
 #include "heed/core.h"
 #include "heed/device.h"
+#include "heed/timing.h"
 #endif /* HEED_HEED_H */

@@ -184,6 +184,7 @@ void bind_common(nb::class_<PyArgs>& type) {
         self.get().executor = name == "pool" ? heed_executor_pool() : heed_executor_serial();
       });
   bind_number(type, "device", &Struct::device);
+  bind_number(type, "device_index", &Struct::device_index);
   bind_number(type, "num_threads", &Struct::num_threads);
   bind_pointer(type, "stream", &Struct::stream);
 }
@@ -194,6 +195,33 @@ template <class Call>
 void call_unlocked(Call&& call) {
   nb::gil_scoped_release unlocked;
   check(call());
+}
+
+// heed_attention_time or heed_kv_append_time.
+template <class PyArgs, auto kTime>
+nb::dict time_plan(const Plan& plan, const PyArgs& args, int32_t samples, int32_t calls, double sample_us,
+                   double pause_ms) {
+  const auto copy = args.get();
+  const heed_timing_options options = {sizeof(options), samples, calls, sample_us, pause_ms};
+  heed_timing timing = {};
+  timing.struct_size = sizeof(timing);
+  call_unlocked([&] { return kTime(plan.get(), &copy, &options, &timing); });
+  nb::dict row;
+  row["median_us"] = timing.median_us;
+  row["p10_us"] = timing.p10_us;
+  row["p90_us"] = timing.p90_us;
+  row["host_run_us"] = timing.host_run_us;
+  row["host_call_us"] = timing.host_call_us;
+  row["samples"] = timing.samples;
+  row["calls"] = timing.calls;
+  return row;
+}
+
+template <class PyArgs, auto kTime>
+void bind_time(nb::module_& module, const char* name) {
+  module.def(name, &time_plan<PyArgs, kTime>, nb::arg("plan"), nb::arg("args"), nb::arg("samples") = 0,
+             nb::arg("calls") = 0, nb::arg("sample_us") = 0.0, nb::arg("pause_ms") = 0.0,
+             "Microseconds of one run, on the device and of the calling thread; pause_ms=60: rested.");
 }
 
 void* pointer_of(uintptr_t address) { return reinterpret_cast<void*>(address); }
@@ -325,6 +353,8 @@ nb::list tensor_names(const heed_attention_args& args) { return present_tensors(
 nb::list tensor_names(const heed_kv_append_args& args) { return present_tensors(kKvAppendTensors, args); }
 
 void bind_args(nb::module_& module) {
+  module.attr("DEVICE_CPU") = static_cast<int>(HEED_DEVICE_CPU);
+  module.attr("DEVICE_CUDA") = static_cast<int>(HEED_DEVICE_CUDA);
   module.attr("LAYOUT_BSHD") = static_cast<int>(HEED_LAYOUT_BSHD);
   module.attr("LAYOUT_BHSD") = static_cast<int>(HEED_LAYOUT_BHSD);
   module.attr("LAYOUT_THD") = static_cast<int>(HEED_LAYOUT_THD);
@@ -341,6 +371,8 @@ void bind_args(nb::module_& module) {
   module.attr("STATUS_APPEND_PAST_CAPACITY") = static_cast<int>(HEED_STATUS_APPEND_PAST_CAPACITY);
   bind_attention_args(module);
   bind_kv_append_args(module);
+  bind_time<AttentionArgs, &heed_attention_time>(module, "attention_time");
+  bind_time<KvAppendArgs, &heed_kv_append_time>(module, "kv_append_time");
 }
 
 }  // namespace heed_python

@@ -185,6 +185,8 @@ NB_MODULE(_core, module) {
   module.def("version", &heed_version);
   module.def("abi_version", &heed_abi_version);
   module.def("info", [] { return text_of(&heed_info); }, "The machine, its backends and why any is missing, as text.");
+  module.def("set_nvrtc_folder", [](const std::string& folder) { check(heed_set_nvrtc_folder(folder.c_str())); },
+             nb::arg("folder"), "Where libnvrtc lies, if neither HEED_NVRTC nor the system says; \"\" forgets it.");
   module.def("config", &config, "Every HEED_* variable: a list of dicts.");
   module.def("plan_cache", &plan_cache, "Hits, misses, entries and capacity of the one-call functions' cache.");
   module.def("plan_cache_clear", &heed_plan_cache_clear);

@@ -17,6 +17,9 @@ COLOURS = {"heed": "#0072B2", "torch": "#E69F00", "onnxruntime": "#009E73", "one
 SPARE_COLOURS = ["#D55E00", "#56B4E9", "#F0E442", "#999999"]
 HATCHES = {"torch": "//", "onnxruntime": "..", "onednn": "xx"}
 NAMES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "onednn": "oneDNN"}
+GPU_STYLES = {"heed": ("heed", "#0072B2", "o", None), "fa2": ("FlashAttention-2", "#E69F00", "s", "//"),
+              "cudnn": ("cuDNN", "#009E73", "^", ".."), "efficient": ("memory-efficient", "#CC79A7", "v", "xx"),
+              "flex": ("FlexAttention", "#D55E00", "D", "\\\\")}
 INK, FAINT = "#222222", "#d9d9d9"
 
 
@@ -148,10 +151,80 @@ def _draw_panel(axes, report, panel, others):
     axes.set_ylabel("GB/s of keys and values" if is_decode else "GFLOP/s")
 
 
+def _gpu_panels(rows):
+    """[(title, kind, rows)]: a panel of lines for each head_dim and mask of the forward grid, one of bars for the rest."""
+    forward = [row for row in rows if row["group"] == "fwd"]
+    for d in sorted({row["d"] for row in forward}):
+        for causal in (False, True):
+            cells = [row for row in forward if (row["d"], row["causal"]) == (d, causal)]
+            if cells:
+                yield f"forward, d{d}, {'causal' if causal else 'full'}", "lines", cells
+    for group in dict.fromkeys(row["group"] for row in rows if row["group"] != "fwd"):
+        yield group, "bars", [row for row in rows if row["group"] == group]
+
+
+def _draw_gpu_panel(axes, title, kind, rows):
+    unit = "tbs" if all(row["decode"] for row in rows) else "tflops"
+    labels = list(dict.fromkeys(row["seqlen"] if kind == "lines" else row["label"] for row in rows))
+    labels = sorted(labels) if kind == "lines" else labels
+    names = [name for name in GPU_STYLES if any(row["name"] == name for row in rows)]
+    for n, name in enumerate(names):
+        _, colour, marker, hatch = GPU_STYLES[name]
+        own = [row for row in rows if row["name"] == name]
+        at = [labels.index(row["seqlen"] if kind == "lines" else row["label"]) for row in own]
+        rates = [row[unit] for row in own]
+        spread = [[rate - rate * row["median_us"] / row["p90_us"] for rate, row in zip(rates, own)],
+                  [rate * row["median_us"] / row["p10_us"] - rate for rate, row in zip(rates, own)]]
+        if kind == "lines":
+            axes.errorbar(at, rates, yerr=spread, color=colour, marker=marker, markersize=4, linewidth=1.4, zorder=3)
+        else:
+            width = 0.8 / len(names)
+            axes.bar([x - 0.4 + (n + 0.5) * width for x in at], rates, width * 0.92, color=colour, hatch=hatch,
+                     edgecolor="white", linewidth=0.4, yerr=spread, error_kw={"linewidth": 0.8}, zorder=2)
+    turned = kind == "bars" and len(labels) > 3
+    axes.set_xticks(range(len(labels)), [_thousands(x) if kind == "lines" else x for x in labels],
+                    rotation=35 if turned else 0, ha="right" if turned else "center", fontsize=7)
+    axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
+    axes.set_ylabel("TB/s of keys and values" if unit == "tbs" else "TFLOP/s")
+    axes.set_ylim(bottom=0)
+
+
+def draw_gpu(report, path, regime="rested"):
+    """Draws a report of bench/peers_gpu.py: the planner's choice beside the peers."""
+    rows = [row for row in report["rows"] if row["regime"] == regime and row["name"] in GPU_STYLES]
+    if not rows:
+        raise ValueError(f"the bench file has no {regime} rows to draw")
+    plt = _pyplot()
+    from matplotlib.patches import Patch
+    panels = list(_gpu_panels(rows))
+    lines = math.ceil(len(panels) / 2)
+    figure, grid = plt.subplots(lines, 2, figsize=(12.4, 2.9 * lines + 1.2), squeeze=False)
+    for axes, panel in zip(grid.flat, panels):
+        _draw_gpu_panel(axes, *panel)
+    for axes in list(grid.flat)[len(panels):]:
+        axes.set_axis_off()
+    versions = {**(report.get("peers") or {}), "heed": report.get("heed")}
+    handles = [Patch(facecolor=colour, hatch=hatch, edgecolor="white", label=f"{label} ({versions.get(name)})")
+               for name, (label, colour, _, hatch) in GPU_STYLES.items() if any(row["name"] == name for row in rows)]
+    height = figure.get_figheight()
+    figure.tight_layout(rect=(0, 0.4 / height, 1, 1 - 0.72 / height), h_pad=1.4, w_pad=2.0)
+    figure.legend(handles=handles, loc="upper left", ncols=len(handles), bbox_to_anchor=(0.01, 1 - 0.26 / height),
+                  fontsize=8)
+    figure.text(0.015, 1 - 0.16 / height, f"Exact attention on {report['gpu']}, {regime}: higher is better", fontsize=11,
+                fontweight="bold", va="center")
+    source = "  ·  ".join(str(report[key]) for key in ("driver", "date", "command") if report.get(key))
+    figure.text(0.015, 0.08 / height, textwrap.fill(f"Medians, bars from p10 to p90  ·  driver {source}", width=220),
+                fontsize=6.5, color="#555555", va="bottom")
+    figure.savefig(path)
+    plt.close(figure)
+
+
 def draw_bench(report, path):
     """Draws a bench report (the parsed JSON) into the file `path`: heed beside its peers under the machine's limits."""
     if not report.get("rows"):
         raise ValueError("the bench file has no rows to draw")
+    if report.get("gpu"):
+        return draw_gpu(report, path)
     plt = _pyplot()
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -247,7 +320,7 @@ def draw_map(weights, tokens, path, title=None):
 def _bench_command(arguments):
     parser = argparse.ArgumentParser(prog="python -m heed.plot", description="Draw a bench's JSON file.",
                                      epilog="python -m heed.plot map --help: attention maps")
-    parser.add_argument("file", help="JSON written by `heed bench` or bench/peers_cpu.py")
+    parser.add_argument("file", help="JSON written by `heed bench`, bench/peers_cpu.py or peers_gpu.py")
     parser.add_argument("-o", "--output", default="bench.png", help="picture to write (default bench.png)")
     options = parser.parse_args(arguments)
     with open(options.file) as file:

@@ -20,6 +20,8 @@ using CUkernel = struct CUkern_st*;
 using CUfunction = struct CUfunc_st*;
 using CUstream = struct CUstream_st*;
 using CUevent = struct CUevent_st*;
+using CUgraph = struct CUgraph_st*;
+using CUgraphExec = struct CUgraphExec_st*;
 
 struct CUlaunchAttribute {
   int32_t id;
@@ -48,6 +50,9 @@ struct CUlaunchConfig {
 struct alignas(64) CUtensorMap {
   uint64_t opaque[16];
 };
+
+constexpr uint32_t kStreamNonBlocking = 1;     // does not wait for the legacy default stream
+constexpr int32_t kCaptureThreadLocal = 1;    // other threads go on as if nothing were captured
 
 constexpr CUresult kCudaSuccess = 0;
 constexpr CUresult kCudaNotReady = 600;
@@ -95,6 +100,19 @@ enum PointerAttribute : int32_t { kPointerMemoryType = 2, kPointerDeviceOrdinal 
   X("cuLaunchKernelEx", launch_kernel_ex, CUresult(const CUlaunchConfig*, CUfunction, void**, void**))  \
   X("cuStreamIsCapturing", stream_is_capturing, CUresult(CUstream, int32_t*))                           \
   X("cuStreamSynchronize", stream_synchronize, CUresult(CUstream))                                      \
+  X("cuStreamCreate", stream_create, CUresult(CUstream*, uint32_t))                                     \
+  X("cuStreamDestroy_v2", stream_destroy, CUresult(CUstream))                                           \
+  X("cuStreamBeginCapture_v2", stream_begin_capture, CUresult(CUstream, int32_t))                       \
+  X("cuStreamEndCapture", stream_end_capture, CUresult(CUstream, CUgraph*))                             \
+  X("cuGraphInstantiateWithFlags", graph_instantiate, CUresult(CUgraphExec*, CUgraph, uint64_t))        \
+  X("cuGraphLaunch", graph_launch, CUresult(CUgraphExec, CUstream))                                     \
+  X("cuGraphDestroy", graph_destroy, CUresult(CUgraph))                                                 \
+  X("cuGraphExecDestroy", graph_exec_destroy, CUresult(CUgraphExec))                                    \
+  X("cuEventCreate", event_create, CUresult(CUevent*, uint32_t))                                        \
+  X("cuEventDestroy_v2", event_destroy, CUresult(CUevent))                                              \
+  X("cuEventRecord", event_record, CUresult(CUevent, CUstream))                                         \
+  X("cuEventSynchronize", event_synchronize, CUresult(CUevent))                                         \
+  X("cuEventElapsedTime", event_elapsed_time, CUresult(float*, CUevent, CUevent))                       \
   X("cuMemAlloc_v2", mem_alloc, CUresult(CUdeviceptr*, size_t))                                         \
   X("cuMemFree_v2", mem_free, CUresult(CUdeviceptr))                                                    \
   X("cuMemAllocAsync", mem_alloc_async, CUresult(CUdeviceptr*, size_t, CUstream))                       \

@@ -38,8 +38,8 @@ struct NvrtcCompiler {
 
 namespace {
 
-std::mutex hint_mutex;
-std::string& hint() {
+std::mutex folder_mutex;
+std::string& given_folder() {
   static std::string folder;
   return folder;
 }
@@ -66,17 +66,33 @@ Status bind(void* library, NvrtcCompiler& c) {
 
 constexpr const char* kSonames[] = {"libnvrtc.so.13", "libnvrtc.so.12"};
 
-// Files to try inside a folder: the wheel of CUDA 13 keeps its builtins without a run path, so they are opened first.
-void* open_in_folder(const std::filesystem::path& folder, const char* soname, std::string& path) {
+// The wheel of CUDA 13 keeps its builtins without a run path: NVRTC finds them only if they are open already.
+void open_builtins(const std::filesystem::path& folder) {
   std::error_code ignored;
-  const std::filesystem::path file = folder / soname;
-  if (!std::filesystem::exists(file, ignored)) return nullptr;
   for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
     const std::string name = entry.path().filename().string();
     if (name.starts_with("libnvrtc-builtins.so.")) dlopen(entry.path().c_str(), RTLD_NOW | RTLD_GLOBAL);
   }
+}
+
+// NULL where there is no such file, or, with a line in `tried`, where it does not open.
+void* open_in_folder(const std::filesystem::path& folder, const char* soname, std::string& path, std::string& tried) {
+  std::error_code ignored;
+  const std::filesystem::path file = folder / soname;
+  if (!std::filesystem::exists(file, ignored)) return nullptr;
+  open_builtins(folder);
   path = file.string();
-  return dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (library == nullptr) tried += format("\n  {}: {}", path, dlerror());
+  return library;
+}
+
+// Where a library that someone else has loaded lies; "" where that cannot be told.
+std::string path_of(void* library) {
+  Dl_info info = {};
+  void* symbol = dlsym(library, "nvrtcVersion");
+  if (symbol == nullptr || dladdr(symbol, &info) == 0 || info.dli_fname == nullptr) return {};
+  return info.dli_fname;
 }
 
 struct Candidate {
@@ -87,8 +103,8 @@ struct Candidate {
 std::vector<std::string> candidate_folders() {
   std::vector<std::string> folders;
   {
-    const std::lock_guard lock(hint_mutex);
-    if (!hint().empty()) folders.push_back(hint());
+    const std::lock_guard lock(folder_mutex);
+    if (!given_folder().empty()) folders.push_back(given_folder());
   }
   for (const char* variable : {"CUDA_HOME", "CUDA_PATH"}) {
     if (const char* root = std::getenv(variable); root != nullptr && *root != '\0') {
@@ -106,7 +122,7 @@ std::vector<Candidate> candidates(std::string& tried) {
   if (const std::string_view file = config().nvrtc; !file.empty()) {
     std::string path;
     const std::filesystem::path p(file);
-    void* library = open_in_folder(p.parent_path(), p.filename().c_str(), path);
+    void* library = open_in_folder(p.parent_path(), p.filename().c_str(), path, tried);
     if (library != nullptr) {
       found.push_back({path, library});
     } else {
@@ -115,13 +131,16 @@ std::vector<Candidate> candidates(std::string& tried) {
     return found;  // named by the user: that one or none
   }
   for (const char* soname : kSonames) {
-    if (void* library = dlopen(soname, RTLD_NOW | RTLD_NOLOAD))
-      found.push_back({std::string(soname) + " (loaded)", library});
+    if (void* library = dlopen(soname, RTLD_NOW | RTLD_NOLOAD)) {
+      const std::string path = path_of(library);
+      if (!path.empty()) open_builtins(std::filesystem::path(path).parent_path());
+      found.push_back({path.empty() ? std::string(soname) + " (loaded)" : path, library});
+    }
   }
   for (const std::string& folder : candidate_folders()) {
     for (const char* soname : kSonames) {
       std::string path;
-      if (void* library = open_in_folder(folder, soname, path)) found.push_back({path, library});
+      if (void* library = open_in_folder(folder, soname, path, tried)) found.push_back({path, library});
     }
   }
   for (const char* soname : kSonames) {
@@ -177,9 +196,17 @@ std::string program_log(const NvrtcCompiler& c, nvrtcProgram program) {
 
 }  // namespace
 
-void set_nvrtc_hint(std::string folder) {
-  const std::lock_guard lock(hint_mutex);
-  hint() = std::move(folder);
+Status set_nvrtc_folder(const std::string& folder) {
+  std::error_code ignored;
+  bool found = folder.empty();
+  for (const char* soname : kSonames) found |= std::filesystem::exists(std::filesystem::path(folder) / soname, ignored);
+  if (!found) {
+    return not_found(
+        format("folder = \"{}\": must hold libnvrtc.so.13 or libnvrtc.so.12 (pip install nvidia-cuda-nvrtc)", folder));
+  }
+  const std::lock_guard lock(folder_mutex);
+  given_folder() = folder;
+  return {};
 }
 
 Result<const NvrtcCompiler*> nvrtc(int32_t driver_version) {
@@ -188,7 +215,7 @@ Result<const NvrtcCompiler*> nvrtc(int32_t driver_version) {
   const std::lock_guard lock(mutex);
   if (opened == nullptr || !suits(opened->version, driver_version)) {
     Result<const NvrtcCompiler*> result = open_nvrtc(driver_version);
-    if (!result.ok()) return result;  // not kept: a later call may have a hint or a library loaded meanwhile
+    if (!result.ok()) return result;  // not kept: a later call may have a folder or a library loaded meanwhile
     opened = result.value();
   }
   return opened;

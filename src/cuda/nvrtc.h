@@ -38,11 +38,12 @@ struct CompiledKernel {
 };
 
 // The first candidate that opens, in this order: HEED_NVRTC (a file), a libnvrtc that the process has already loaded,
-// the folder a Python package hands in (set_nvrtc_hint), CUDA_HOME and CUDA_PATH, the system's loader. A candidate
+// the folder a Python package hands in (set_nvrtc_folder), CUDA_HOME and CUDA_PATH, the system's loader. A candidate
 // newer in major version than `driver_version` allows (13000 for 13.0; 0: no driver, any version) is passed over; the
 // error names each candidate and why it was not taken.
 Result<const NvrtcCompiler*> nvrtc(int32_t driver_version);
-void set_nvrtc_hint(std::string folder);
+// not_found where no libnvrtc lies in it; "" forgets the last one.
+Status set_nvrtc_folder(const std::string& folder);
 
 NvrtcVersion nvrtc_version(const NvrtcCompiler& compiler);
 const std::string& nvrtc_path(const NvrtcCompiler& compiler);

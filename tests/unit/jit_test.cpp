@@ -464,6 +464,27 @@ TEST(Nvrtc, AFileThatIsNone) {
   EXPECT_NE(none.status().message().find("HEED_NVRTC=/dev/null: cannot be opened"), std::string::npos);
 }
 
+TEST(Nvrtc, AFolderHandedIn) {
+  char name[] = "/tmp/heed_nvrtc_test_XXXXXX";
+  ASSERT_NE(mkdtemp(name), nullptr);
+  EXPECT_EQ(heed_set_nvrtc_folder(name), HEED_NOT_FOUND);
+  EXPECT_NE(std::string(heed_last_error()).find(name), std::string::npos) << heed_last_error();
+  EXPECT_NE(std::string(heed_last_error()).find("libnvrtc.so.13"), std::string::npos) << heed_last_error();
+
+  const std::string file = std::string(name) + "/libnvrtc.so.13";
+  std::ofstream(file) << "no library";
+  ASSERT_EQ(heed_set_nvrtc_folder(name), HEED_OK) << heed_last_error();
+  if (std::getenv("HEED_NVRTC") == nullptr) {  // it goes first, alone
+    const Result<const NvrtcCompiler*> none = nvrtc(11000);
+    ASSERT_FALSE(none.ok());
+    EXPECT_NE(none.status().message().find(file + ": "), std::string::npos) << none.status().message();
+    ASSERT_EQ(heed_set_nvrtc_folder(nullptr), HEED_OK);
+    EXPECT_EQ(nvrtc(11000).status().message().find(file), std::string::npos);
+  }
+  EXPECT_EQ(heed_set_nvrtc_folder(""), HEED_OK);
+  fs::remove_all(name);
+}
+
 TEST(Driver, ThereOrAReason) {
   if (driver().ok()) {
     EXPECT_GE(driver().value()->version, 12000);
