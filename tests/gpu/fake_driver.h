@@ -1,0 +1,19 @@
+// A CUDA driver that is none: device memory is host memory at other addresses, which the host cannot touch; streams do
+// their work at once; kernels do not run. With it, what heed does around kernels is tested without a GPU.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+// The next `times` calls of this driver function ("cuMemAlloc_v2") fail with the code.
+void fake_cuda_fail(const char* function, int32_t code, int32_t times);
+// Work on the stream is being captured from now on, or no longer.
+void fake_cuda_capture(void* stream, int32_t on);
+// Allocations that were not freed, of cuMemAlloc and cuMemAllocAsync together.
+int64_t fake_cuda_live_allocations();
+// How often a driver function was called.
+int64_t fake_cuda_calls(const char* function);
+// The stream of the last cuMemAllocAsync or cuMemFreeAsync.
+void* fake_cuda_last_stream();
+}
