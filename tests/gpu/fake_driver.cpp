@@ -167,6 +167,8 @@ Result cuKernelSetAttribute(int32_t, int32_t, void*, int32_t) { return kSuccess;
 Result cuLaunchKernelEx(const void*, void*, void**, void**) { return kNotSupported; }
 Result cuTensorMapEncodeTiled() { return kNotSupported; }
 Result cuPointerGetAttribute(void*, int32_t, Address) { return kNotSupported; }
+// NVRTC looks for it and, where it is missing, does not look whether it found it.
+Result cuGetExportTable(const void**, const void*) { return kNotSupported; }
 
 Result cuStreamIsCapturing(void* stream, int32_t* status) {
   FAKE_ENTER;

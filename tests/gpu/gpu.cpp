@@ -242,9 +242,13 @@ int run_again_together(int processes, const std::string& filter, const std::vect
 }
 
 void note(const std::string& text) {
+  std::cout << text << std::endl;
+  note_in_file(text);
+}
+
+void note_in_file(const std::string& text) {
   static std::mutex mutex;
   const std::lock_guard lock(mutex);
-  std::cout << text << std::endl;
   if (const char* folder = std::getenv("HEED_OUT_DIR"); folder != nullptr && *folder != '\0') {
     std::ofstream(std::string(folder) + "/gpu_test.txt", std::ios::app) << text << '\n';
   }

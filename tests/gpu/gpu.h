@@ -107,7 +107,8 @@ int run_again(const std::string& filter, const std::vector<std::string>& environ
 int run_again_together(int processes, const std::string& filter, const std::vector<std::string>& environment,
                        const std::string& log);
 
-// One line to the terminal's end: details for a person go to $HEED_OUT_DIR/gpu_test.txt as well.
+// A line for a person, on the terminal and in $HEED_OUT_DIR/gpu_test.txt, or there alone.
 void note(const std::string& text);
+void note_in_file(const std::string& text);
 
 }  // namespace heed::testing

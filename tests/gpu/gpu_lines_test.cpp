@@ -58,17 +58,18 @@ class Tally {
   const std::vector<Failure>& failures() const { return failures_; }
   const std::vector<std::string>& suspects() const { return suspects_; }
 
-  // The counts, then the first failures; all of them go to the file of note().
+  // The counts, and the first failures; every one of them goes to the file.
   void report(const std::string& title) const {
-    std::string counts;
+    std::string counts, first;
     for (const auto& [row, problems] : ran_) counts += "  " + row + ": " + std::to_string(problems);
     note(title + counts + (failures_.empty() ? "" : "  FAILURES: " + std::to_string(failures_.size())));
     size_t shown = 0;
     for (const Failure& failure : failures_) {
-      const std::string text = failure.row + "\n  " + failure.line + "\n  " + failure.reason;
-      if (shown++ < 10) ADD_FAILURE() << text;
-      note("FAILED " + text);
+      const std::string text = failure.row + " | " + failure.line + " | " + failure.reason;
+      if (shown++ < 3) first += "\n  " + text;
+      testing::note_in_file("FAILED " + text);
     }
+    EXPECT_TRUE(failures_.empty()) << failures_.size() << " failures, the first:" << first;
     // Each line that ran when the context was lost, in a process of its own.
     for (const std::string& line : suspects_) {
       const int status = testing::run_again("GpuLines.OneLine", {"HEED_TEST_LINE=" + line}, "/dev/null");
@@ -241,7 +242,7 @@ TEST_F(GpuLines, RandomProblemsAreRight) {
     const Failure& failure = tally.failures()[n];
     const std::string shorter = testing::reduce(
         failure.line, [&](const std::string& line) { return still_fails(line, failure.row, stream); });
-    note("made shorter: " + failure.row + "\n  " + shorter);
+    note("FAILED, made shorter: " + failure.row + " | " + shorter);
   }
 }
 
