@@ -160,13 +160,6 @@ Result cuLibraryLoadData(void**, const void*, void*, void**, uint32_t, void*, vo
   FAKE_ENTER;
   return kNotSupported;
 }
-Result cuLibraryUnload(void*) { return kSuccess; }
-Result cuLibraryGetKernel(void**, void*, const char*) { return kNotSupported; }
-Result cuKernelGetAttribute(int32_t* value, int32_t, void*, int32_t) { return *value = 0, kSuccess; }
-Result cuKernelSetAttribute(int32_t, int32_t, void*, int32_t) { return kSuccess; }
-Result cuLaunchKernelEx(const void*, void*, void**, void**) { return kNotSupported; }
-Result cuTensorMapEncodeTiled() { return kNotSupported; }
-Result cuPointerGetAttribute(void*, int32_t, Address) { return kNotSupported; }
 // NVRTC looks for it and, where it is missing, does not look whether it found it.
 Result cuGetExportTable(const void**, const void*) { return kNotSupported; }
 

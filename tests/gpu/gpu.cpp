@@ -27,8 +27,10 @@ std::string failed(const char* call, cuda::CUresult result) {
   return result == cuda::kCudaSuccess ? "" : cuda::driver_error(result, call).message();
 }
 
-GraphCalls load_graph_calls() {
-  GraphCalls calls;
+const cuda::Driver& driver() { return *cuda::driver().value(); }
+
+TestCalls load_test_calls() {
+  TestCalls calls;
   void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
   const auto load = [&](auto& member, const char* name) {
     member = reinterpret_cast<std::remove_reference_t<decltype(member)>>(dlsym(library, name));
@@ -37,14 +39,6 @@ GraphCalls load_graph_calls() {
       std::exit(1);  // the calls would be through a null pointer
     }
   };
-  load(calls.stream_create, "cuStreamCreate");
-  load(calls.stream_destroy, "cuStreamDestroy_v2");
-  load(calls.begin_capture, "cuStreamBeginCapture_v2");
-  load(calls.end_capture, "cuStreamEndCapture");
-  load(calls.instantiate, "cuGraphInstantiateWithFlags");
-  load(calls.launch, "cuGraphLaunch");
-  load(calls.exec_destroy, "cuGraphExecDestroy");
-  load(calls.graph_destroy, "cuGraphDestroy");
   load(calls.mem_get_info, "cuMemGetInfo_v2");
   load(calls.ctx_create, "cuCtxCreate_v2");
   load(calls.ctx_destroy, "cuCtxDestroy_v2");
@@ -98,20 +92,20 @@ const std::string& no_gpu() {
   return reason;
 }
 
-const GraphCalls& graph_calls() {
-  static const GraphCalls calls = load_graph_calls();
+const TestCalls& test_calls() {
+  static const TestCalls calls = load_test_calls();
   return calls;
 }
 
 Stream::Stream(bool blocking) {
   const cuda::ContextScope scope(0);
-  const std::string failure = failed("cuStreamCreate", graph_calls().stream_create(&stream_, blocking ? 0 : 1));
+  const std::string failure = failed("cuStreamCreate", driver().stream_create(&stream_, blocking ? 0 : cuda::kStreamNonBlocking));
   if (!failure.empty()) ADD_FAILURE() << failure;
 }
 
 Stream::~Stream() {
   const cuda::ContextScope scope(0);
-  if (stream_ != nullptr) graph_calls().stream_destroy(stream_);
+  if (stream_ != nullptr) driver().stream_destroy(stream_);
 }
 
 std::string Stream::synchronize() const {
@@ -119,24 +113,23 @@ std::string Stream::synchronize() const {
 }
 
 CapturedGraph::~CapturedGraph() {
-  if (exec_ != nullptr) graph_calls().exec_destroy(exec_);
-  if (graph_ != nullptr) graph_calls().graph_destroy(graph_);
+  if (exec_ != nullptr) driver().graph_exec_destroy(exec_);
+  if (graph_ != nullptr) driver().graph_destroy(graph_);
 }
 
 std::string CapturedGraph::begin(const Stream& stream) {
-  constexpr int32_t kThreadLocal = 1;
-  return failed("cuStreamBeginCapture", graph_calls().begin_capture(stream.get(), kThreadLocal));
+  return failed("cuStreamBeginCapture", driver().stream_begin_capture(stream.get(), cuda::kCaptureThreadLocal));
 }
 
 std::string CapturedGraph::end(const Stream& stream) {
   const cuda::ContextScope scope(0);
-  std::string failure = failed("cuStreamEndCapture", graph_calls().end_capture(stream.get(), &graph_));
-  if (failure.empty()) failure = failed("cuGraphInstantiate", graph_calls().instantiate(&exec_, graph_, 0));
+  std::string failure = failed("cuStreamEndCapture", driver().stream_end_capture(stream.get(), &graph_));
+  if (failure.empty()) failure = failed("cuGraphInstantiate", driver().graph_instantiate(&exec_, graph_, 0));
   return failure;
 }
 
 std::string CapturedGraph::launch(const Stream& stream) const {
-  const std::string failure = failed("cuGraphLaunch", graph_calls().launch(exec_, stream.get()));
+  const std::string failure = failed("cuGraphLaunch", driver().graph_launch(exec_, stream.get()));
   return failure.empty() ? stream.synchronize() : failure;
 }
 

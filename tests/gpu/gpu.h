@@ -25,23 +25,13 @@ class GpuTest : public ::testing::Test {
   }
 };
 
-// Of the driver, what only tests call. Each pointer is there; `text` names what is missing otherwise.
-struct GraphCalls {
-  using Graph = void*;
-  using GraphExec = void*;
-  cuda::CUresult (*stream_create)(cuda::CUstream*, uint32_t flags) = nullptr;
-  cuda::CUresult (*stream_destroy)(cuda::CUstream) = nullptr;
-  cuda::CUresult (*begin_capture)(cuda::CUstream, int32_t mode) = nullptr;
-  cuda::CUresult (*end_capture)(cuda::CUstream, Graph*) = nullptr;
-  cuda::CUresult (*instantiate)(GraphExec*, Graph, unsigned long long flags) = nullptr;
-  cuda::CUresult (*launch)(GraphExec, cuda::CUstream) = nullptr;
-  cuda::CUresult (*exec_destroy)(GraphExec) = nullptr;
-  cuda::CUresult (*graph_destroy)(Graph) = nullptr;
+// Of the driver, what only tests call.
+struct TestCalls {
   cuda::CUresult (*mem_get_info)(size_t* free_bytes, size_t* total) = nullptr;
   cuda::CUresult (*ctx_create)(cuda::CUcontext*, uint32_t flags, cuda::CUdevice) = nullptr;
   cuda::CUresult (*ctx_destroy)(cuda::CUcontext) = nullptr;
 };
-const GraphCalls& graph_calls();
+const TestCalls& test_calls();
 
 // A stream of the calling thread's current context, else of device 0's primary one.
 class Stream {
@@ -66,8 +56,8 @@ class CapturedGraph {
   std::string launch(const Stream& stream) const;  // and waits
 
  private:
-  GraphCalls::Graph graph_ = nullptr;
-  GraphCalls::GraphExec exec_ = nullptr;
+  cuda::CUgraph graph_ = nullptr;
+  cuda::CUgraphExec exec_ = nullptr;
 };
 
 class DeviceMemory {

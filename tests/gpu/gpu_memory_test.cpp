@@ -22,7 +22,7 @@ constexpr size_t kMiB = size_t{1} << 20;
 size_t free_memory() {
   const cuda::ContextScope scope(0);
   size_t free_bytes = 0, total = 0;
-  EXPECT_EQ(testing::graph_calls().mem_get_info(&free_bytes, &total), cuda::kCudaSuccess);
+  EXPECT_EQ(testing::test_calls().mem_get_info(&free_bytes, &total), cuda::kCudaSuccess);
   return free_bytes;
 }
 

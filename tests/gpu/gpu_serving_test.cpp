@@ -12,7 +12,7 @@ namespace {
 using testing::CapturedGraph;
 using testing::DeviceMemory;
 using testing::GpuTest;
-using testing::graph_calls;
+using testing::test_calls;
 using testing::LineRun;
 using testing::Place;
 using testing::RunStyle;
@@ -288,7 +288,7 @@ TEST_F(GpuServing, ContextsOfTheCaller) {
   const std::vector<unsigned char> primary = run(nullptr);
   const cuda::Driver& driver = *cuda::driver().value();
   cuda::CUcontext own = nullptr, popped = nullptr;
-  ASSERT_EQ(graph_calls().ctx_create(&own, 0, 0), cuda::kCudaSuccess);  // current from now on
+  ASSERT_EQ(test_calls().ctx_create(&own, 0, 0), cuda::kCudaSuccess);  // current from now on
   std::vector<unsigned char> beside;
   std::thread other([&] {
     const Stream stream;
@@ -305,7 +305,7 @@ TEST_F(GpuServing, ContextsOfTheCaller) {
   EXPECT_EQ(driver.ctx_get_current(&current), cuda::kCudaSuccess);
   EXPECT_EQ(current, own) << "a call left another context current";
   EXPECT_EQ(driver.ctx_pop_current(&popped), cuda::kCudaSuccess);
-  EXPECT_EQ(graph_calls().ctx_destroy(own), cuda::kCudaSuccess);
+  EXPECT_EQ(test_calls().ctx_destroy(own), cuda::kCudaSuccess);
   EXPECT_TRUE(run(nullptr) == primary);  // kernels outlive a context
 }
 
