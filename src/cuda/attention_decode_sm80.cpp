@@ -12,46 +12,86 @@ constexpr int64_t kMostRows = 16;  // queries of a sequence, heads of a group co
 
 int64_t usual_rows(const AttentionProblem& p) { return usual_queries(p) * p.gqa_ratio(); }
 
+// Why decode does not take the problem, whatever its lengths; "" where it does.
+std::string feature_limits(const AttentionProblem& p) {
+  if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16)
+    return format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype));
+  if (p.softcap || p.bias() || p.alibi || p.dropout || p.mask)
+    return "takes no softcap, bias, ALiBi, dropout or mask tensor; cuda/attention_fwd_sm80 takes them";
+  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || row_align(p) < 16)
+    return "takes rows that start on 16 bytes and multiples of 8 as head dims; cuda/attention_fwd_portable takes any";
+  return {};
+}
+
+Configuration configuration_of(const AttentionProblem& p, const DecodeTile& tile) {
+  Configuration c;
+  c.tile_q = tile.tile_q;
+  c.tile_k = tile.tile_k;
+  c.rows_per_query = static_cast<int32_t>(p.gqa_ratio());
+  cut_rows(p, c);
+  return c;
+}
+
+void finish(const AttentionProblem& p, const DecodeTile& tile, const DeviceFacts& facts, Configuration& c) {
+  c.kernel = format("attention_decode_sm80 rows {} k{} d{}/{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim,
+                    tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
+  c.variant = attention_decode_variant(p.dtype == Dtype::kBf16, p.paged(), c.split, tile);
+  c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
+}
+
 }  // namespace
 
 Verdict check_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
   if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
-  if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16) {
-    return decline(format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype)));
-  }
+  if (const std::string limit = feature_limits(p); !limit.empty()) return decline(limit);
   if (usual_rows(p) > kMostRows) {
     return decline(format("is for at most {} queries of a sequence, heads of a group counted, not {}; "
                           "cuda/attention_fwd_sm80 is for more",
                           kMostRows, usual_rows(p)));
-  }
-  if (p.softcap || p.bias() || p.alibi || p.dropout || p.mask) {
-    return decline("takes no softcap, bias, ALiBi, dropout or mask tensor; cuda/attention_fwd_sm80 takes them");
-  }
-  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || row_align(p) < 16) {
-    return decline("takes rows that start on 16 bytes and multiples of 8 as head dims; cuda/attention_fwd_portable takes any");
   }
   if (decode_tile(p.head_dim, p.head_dim_v, usual_rows(p)) == nullptr) {
     return decline(format("takes head_dim and head_dim_v up to 128 (192 and 128 with 8 rows), not {} and {}; "
                           "cuda/attention_fwd_sm80 takes up to 256",
                           p.head_dim, p.head_dim_v));
   }
+  if (p.batch_invariant) {
+    const Configurations alone = configure_invariant_decode(p, facts);
+    if (alone.empty() || p.packed_q() || usual_rows(p) > alone.front().max_rows) {
+      return decline(
+          "cannot promise batch_invariant alone, as sequences may have more queries than it takes; "
+          "cuda/attention_fwd_sm80 gives it those that have few");
+    }
+  }
   return accept_if_it_fits(configure_attention_decode_sm80(p, facts), "");
 }
 
-Configuration configure_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
+Configurations configure_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
+  if (p.batch_invariant) {  // no sequence has more queries than decode takes: it has the batch to itself
+    Configurations alone = configure_invariant_decode(p, facts);
+    for (Configuration& c : alone) c.max_rows = c.partial_queries = 0;
+    return alone;
+  }
   constexpr int kBlocksEach = 2;  // of a multiprocessor: more in flight lose bandwidth (kernels/README.md)
   const DecodeTile& tile = *decode_tile(p.head_dim, p.head_dim_v, usual_rows(p));
-  Configuration c;
-  c.tile_q = tile.tile_q;
-  c.tile_k = tile.tile_k;
-  c.rows_per_query = static_cast<int32_t>(p.gqa_ratio());
-  cut_rows(p, c);
+  Configuration c = configuration_of(p, tile);
   cut_keys(p, int64_t{kBlocksEach} * facts.multiprocessors, 4, c);
-  c.kernel = format("attention_decode_sm80 rows {} k{} d{}/{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim,
-                    tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
-  c.variant = attention_decode_variant(p.dtype == Dtype::kBf16, p.paged(), c.split, tile);
-  c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
-  return c;
+  finish(p, tile, facts, c);
+  return {c};
+}
+
+Configurations configure_invariant_decode(const AttentionProblem& p, const DeviceFacts& facts) {
+  const DecodeTile* const tile = decode_tile(p.head_dim, p.head_dim_v, p.gqa_ratio());
+  if (tile == nullptr || !feature_limits(p).empty()) return {};
+  Configuration c = configuration_of(p, *tile);
+  c.max_rows = tile->tile_q;
+  c.partial_queries = tile->tile_q / p.gqa_ratio();
+  if (!p.packed_q()) c.partial_queries = std::min(c.partial_queries, p.seqlen_q);
+  if (c.partial_queries == 0) return {};
+  c.num_tiles_q = (c.partial_queries * c.rows_per_query + tile->tile_q - 1) / tile->tile_q;
+  c.blocks = c.num_tiles_q * p.nheads_kv * p.batch;
+  cut_keys(p, 0, 0, c);
+  finish(p, *tile, facts, c);
+  return {c};
 }
 
 namespace {
@@ -61,7 +101,7 @@ Verdict check(const AttentionProblem& problem, const Machine&) {
 }
 
 double cost_us(const AttentionProblem& problem, const Machine&) {
-  return configure_attention_decode_sm80(problem, *device_facts(problem.device_index).value()).cost_us;
+  return configure_attention_decode_sm80(problem, *device_facts(problem.device_index).value()).front().cost_us;
 }
 
 Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {

@@ -30,6 +30,21 @@ bool may_be_bad(const AttentionProblem& p) {
   return needs_check(p) || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0;
 }
 
+// Rows of each head that partials hold.
+int64_t partial_rows(const AttentionProblem& p, const Configuration& c) {
+  return c.partial_queries > 0 ? p.batch * c.partial_queries : total_rows(p);
+}
+
+// Merged rows, a block each.
+int64_t combine_blocks(const AttentionProblem& p, const Configuration& c) { return partial_rows(p, c) * p.nheads_q; }
+
+// The kernel of the list whose partials are merged; the first where none is.
+const Configuration& merged(const Configurations& configurations) {
+  for (const Configuration& c : configurations)
+    if (c.split) return c;
+  return configurations.front();
+}
+
 struct WorkspaceLayout {
   int64_t status_bytes = 0, partial_out_offset = 0, partial_lse_offset = 0, bytes = 0;
   bool fits = true;
@@ -48,7 +63,7 @@ WorkspaceLayout workspace_of(const AttentionProblem& p, const Configuration& c) 
   if (needs_check(p)) add(p.batch + 1, 4);
   if (c.split) {
     int64_t partials = 0;
-    layout.fits = !__builtin_mul_overflow(total_rows(p), p.nheads_q, &partials) &&
+    layout.fits = !__builtin_mul_overflow(partial_rows(p, c), p.nheads_q, &partials) &&
                   !__builtin_mul_overflow(partials, int64_t{c.max_splits}, &partials);
     layout.partial_out_offset = add(partials, p.head_dim_v * 4);
     layout.partial_lse_offset = add(partials, 4);
@@ -95,6 +110,9 @@ AttentionFwdParams planned_params(const AttentionProblem& p, const DeviceFacts& 
   params.aligned = row_align(p) >= 16;
   params.max_splits = c.max_splits;
   params.split_tiles = c.split_tiles;
+  params.min_rows = c.min_rows;
+  params.max_rows = c.max_rows;
+  params.partial_queries = c.partial_queries;
   // Packed sequences have no length that the host knows; a bias or mask states the longest that it covers.
   const int letters = (p.bias() ? p.bias_dims : 0) | (p.mask ? p.mask_dims : 0);
   if (p.packed_q() && (letters & kDimI) != 0) params.q_limit = p.seqlen_q;
@@ -188,19 +206,19 @@ using RunStep = Status (*)(const Plan<AttentionProblem>&, const Step<AttentionPr
 // Collects the steps of one plan.
 class Steps {
  public:
-  Steps(const AttentionProblem& problem, const DeviceFacts& facts, const Configuration& configuration,
+  Steps(const AttentionProblem& problem, const DeviceFacts& facts, const WorkspaceLayout& workspace,
         Plan<AttentionProblem>& plan)
-      : facts_(facts), plan_(plan) {
-    base_.params = planned_params(problem, facts, configuration);
-    base_.workspace = workspace_of(problem, configuration);
-    base_.checks = needs_check(problem);
-    base_.split = configuration.split;
-  }
+      : problem_(problem), facts_(facts), workspace_(workspace), plan_(plan) {}
 
-  Status add(std::string name, const KernelVariant& variant, int64_t blocks, RunStep run, bool overlaps = false) {
+  Status add(const Configuration& c, std::string name, const KernelVariant& variant, int64_t blocks, RunStep run,
+             bool overlaps = false) {
     Result<Launch> made = prepare_launch(variant, blocks, facts_.handle);
     if (!made.ok()) return made.status();
-    auto params = std::make_shared<ForwardStep>(base_);
+    auto params = std::make_shared<ForwardStep>();
+    params->params = planned_params(problem_, facts_, c);
+    params->workspace = workspace_;
+    params->checks = needs_check(problem_);
+    params->split = c.split;
     params->launch = std::move(made).value();
     params->launch.overlaps_previous = overlaps;
     Step<AttentionProblem> step;
@@ -208,16 +226,17 @@ class Steps {
     step.run = run;
     step.grid = blocks;
     step.scratch_bytes = static_cast<size_t>(variant.shared_bytes);
-    step.workspace_bytes = static_cast<size_t>(base_.workspace.bytes);
+    step.workspace_bytes = static_cast<size_t>(workspace_.bytes);
     step.params = std::move(params);
     plan_.steps.push_back(std::move(step));
     return {};
   }
 
  private:
+  const AttentionProblem& problem_;
   const DeviceFacts& facts_;
+  const WorkspaceLayout& workspace_;
   Plan<AttentionProblem>& plan_;
-  ForwardStep base_;
 };
 
 int64_t check_blocks(const AttentionProblem& p, const DeviceFacts& facts) {
@@ -225,9 +244,6 @@ int64_t check_blocks(const AttentionProblem& p, const DeviceFacts& facts) {
   if (!p.packed_q()) return p.batch;
   return p.batch + std::min(ceil_div(p.total_q, kRowsPerBlock), int64_t{4} * facts.multiprocessors);
 }
-
-// Merged rows, a block each.
-int64_t combine_blocks(const AttentionProblem& p) { return total_rows(p) * p.nheads_q; }
 
 }  // namespace
 
@@ -271,9 +287,10 @@ std::string common_limits(const AttentionProblem& p, const DeviceFacts& facts) {
   return {};
 }
 
-Verdict accept_if_it_fits(const Configuration& c, std::string remark) {
-  if (c.blocks <= kMost31) return accept(std::move(remark));
-  return decline(format("would need {} blocks; the grid takes {}", c.blocks, kMost31));
+Verdict accept_if_it_fits(const Configurations& configurations, std::string remark) {
+  for (const Configuration& c : configurations)
+    if (c.blocks > kMost31) return decline(format("would need {} blocks; the grid takes {}", c.blocks, kMost31));
+  return accept(std::move(remark));
 }
 
 void cut_rows(const AttentionProblem& p, Configuration& c) {
@@ -295,7 +312,7 @@ void cut_keys(const AttentionProblem& p, int64_t slots, int64_t least_tiles, Con
   } else if (p.batch_invariant) {
     wanted = ceil_div(tiles * c.tile_k, kInvariantSplitKeys);
     c.split = true;
-  } else if (c.blocks > 0 && combine_blocks(p) <= kMost31) {
+  } else if (c.blocks > 0 && combine_blocks(p, c) <= kMost31) {
     const int64_t usual_tiles = std::max<int64_t>(1, ceil_div(usual_keys(p), c.tile_k));
     const int64_t most = std::clamp<int64_t>(usual_tiles / std::max<int64_t>(1, least_tiles), 1, 128);
     const auto use = [&](int64_t n) {  // of the slots, over the waves that n splits take
@@ -320,19 +337,21 @@ double roofline_us(const AttentionProblem& p, const DeviceFacts& facts, const Ra
 }
 
 Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts& facts,
-                             const Configuration& configuration, Plan<AttentionProblem>& plan) {
+                             const Configurations& configurations, Plan<AttentionProblem>& plan) {
   const ContextScope scope(facts.index);
   HEED_RETURN_IF_ERROR(scope.status());
-  const WorkspaceLayout workspace = workspace_of(problem, configuration);
+  const Configuration& splitting = merged(configurations);
+  const WorkspaceLayout workspace = workspace_of(problem, splitting);
   if (!workspace.fits) {
     return not_supported(format("splits = {}: partial results of {} rows, {} heads and {} splits overflow 64 bits",
-                                problem.splits, total_rows(problem), problem.nheads_q, configuration.max_splits));
+                                problem.splits, partial_rows(problem, splitting), problem.nheads_q,
+                                splitting.max_splits));
   }
   plan.workspace_bytes = static_cast<size_t>(workspace.bytes);
-  Steps steps(problem, facts, configuration, plan);
+  Steps steps(problem, facts, workspace, plan);
   if (may_be_bad(problem) && check_blocks(problem, facts) > 0) {
     const bool always = needs_check(problem);
-    HEED_RETURN_IF_ERROR(steps.add(always ? "check_sequences" : "check_sequences, where status is asked for",
+    HEED_RETURN_IF_ERROR(steps.add(splitting, always ? "check_sequences" : "check_sequences, where status is asked for",
                                    check_sequences_variant(), check_blocks(problem, facts),
                                    always ? run_step : run_check_if_asked));
   } else if (!may_be_bad(problem) && problem.batch > 0) {
@@ -341,33 +360,40 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
     step.run = run_clear_status;
     plan.steps.push_back(std::move(step));
   }
-  if (configuration.blocks == 0) return {};
-  HEED_RETURN_IF_ERROR(steps.add(configuration.kernel, configuration.variant, configuration.blocks, run_step));
-  if (!configuration.split) return {};
-  return steps.add("combine", combine_variant(problem.dtype), combine_blocks(problem), run_step, facts.major >= 9);
+  for (const Configuration& c : configurations) {
+    if (c.blocks == 0) continue;
+    HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.blocks, run_step));
+    if (!c.split) continue;
+    HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype), combine_blocks(problem, c), run_step,
+                                   facts.major >= 9));
+  }
+  return {};
 }
 
-std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Configuration& configuration) {
-  std::vector<KernelVariant> variants = {configuration.variant};
-  if (configuration.split) variants.push_back(combine_variant(problem.dtype));
+std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Configurations& configurations) {
+  std::vector<KernelVariant> variants;
+  for (const Configuration& c : configurations) {
+    variants.push_back(c.variant);
+    if (c.split) variants.push_back(combine_variant(problem.dtype));
+  }
   if (may_be_bad(problem)) variants.push_back(check_sequences_variant());
   return variants;
 }
 
 std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const DeviceFacts& facts) {
   using Check = Verdict (*)(const AttentionProblem&, const DeviceFacts&);
-  using Configure = Configuration (*)(const AttentionProblem&, const DeviceFacts&);
+  using Configure = Configurations (*)(const AttentionProblem&, const DeviceFacts&);
   constexpr std::pair<Check, Configure> kRows[] = {
       {check_attention_decode_sm80, configure_attention_decode_sm80},
       {check_attention_fwd_sm80, configure_attention_fwd_sm80},
       {check_attention_fwd_portable, configure_attention_fwd_portable}};
-  Configuration best;
+  Configurations best;
   for (const auto& [check, configure] : kRows) {
     if (!check(problem, facts).accepted) continue;
-    Configuration mine = configure(problem, facts);
-    if (best.kernel.empty() || mine.cost_us < best.cost_us) best = std::move(mine);
+    Configurations mine = configure(problem, facts);
+    if (best.empty() || mine.front().cost_us < best.front().cost_us) best = std::move(mine);
   }
-  return best.kernel.empty() ? std::vector<KernelVariant>() : variants_of(problem, best);
+  return best.empty() ? std::vector<KernelVariant>() : variants_of(problem, best);
 }
 
 Verdict check_on_device(const AttentionProblem& problem, Verdict (*check)(const AttentionProblem&, const DeviceFacts&)) {

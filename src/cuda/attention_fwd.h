@@ -26,14 +26,20 @@ struct Configuration {
   int32_t max_splits = 1;      // more than one: partials, merged by combine
   int32_t split_tiles = 0;     // key tiles of a split
   bool split = false;          // the variant writes partials (a single split does too where the bits must not change)
-  double cost_us = 0;
+  // Two kernels may share a batch: this one takes sequences of so many queries, heads of a group counted; 0: no limit.
+  int64_t min_rows = 0, max_rows = 0;
+  int64_t partial_queries = 0; // of a sequence that partials hold; 0: all of them
+  double cost_us = 0;          // of all kernels of the list
 };
+
+// The attention kernels of a plan, in order: one, or two that share the batch.
+using Configurations = std::vector<Configuration>;
 
 // Why no kernel here takes the problem ("" where some does): wrong device, pass, dtype, or too many blocks.
 std::string common_limits(const AttentionProblem& problem, const DeviceFacts& facts);
 
 // Yes where the grid is one that the device takes.
-Verdict accept_if_it_fits(const Configuration& configuration, std::string remark);
+Verdict accept_if_it_fits(const Configurations& configurations, std::string remark);
 
 // q, k, v and out: the largest power of two that divides every row's address.
 int32_t row_align(const AttentionProblem& problem);
@@ -66,18 +72,22 @@ double roofline_us(const AttentionProblem& problem, const DeviceFacts& facts, co
 
 // Steps: check_sequences where device data decides what is read, the attention kernel, combine where keys are split.
 Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts& facts,
-                             const Configuration& configuration, Plan<AttentionProblem>& plan);
+                             const Configurations& configurations, Plan<AttentionProblem>& plan);
 
 // The kernels that those steps launch.
-std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Configuration& configuration);
+std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Configurations& configurations);
 
 // What each row would do; check() has accepted the problem. Declared here for variants_of and for tests.
-Configuration configure_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
-Configuration configure_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
-Configuration configure_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
+Configurations configure_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Configurations configure_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Configurations configure_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
+
+// batch_invariant: how decode does the sequences that have few enough queries by themselves, whatever the capacity; its
+// max_rows says how few. None where decode does not take the problem's features.
+Configurations configure_invariant_decode(const AttentionProblem& problem, const DeviceFacts& facts);
 
 // The kernels that the planner's choice among these rows would launch on such a device; empty where none takes it.
 std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const DeviceFacts& facts);

@@ -19,7 +19,7 @@ Verdict check_attention_fwd_portable(const AttentionProblem& p, const DeviceFact
   return accept_if_it_fits(configure_attention_fwd_portable(p, facts), "");
 }
 
-Configuration configure_attention_fwd_portable(const AttentionProblem& p, const DeviceFacts& facts) {
+Configurations configure_attention_fwd_portable(const AttentionProblem& p, const DeviceFacts& facts) {
   constexpr int kBlocksEach = 2;
   const PortableTile& tile = *portable_tile(p.head_dim, p.head_dim_v);
   Configuration c;
@@ -33,7 +33,7 @@ Configuration configure_attention_fwd_portable(const AttentionProblem& p, const 
                     c.split ? " split" : "");
   c.variant = attention_fwd_portable_variant(p.dtype, tile, c.split);
   c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
-  return c;
+  return {c};
 }
 
 namespace {
@@ -43,7 +43,7 @@ Verdict check(const AttentionProblem& problem, const Machine&) {
 }
 
 double cost_us(const AttentionProblem& problem, const Machine&) {
-  return configure_attention_fwd_portable(problem, *device_facts(problem.device_index).value()).cost_us;
+  return configure_attention_fwd_portable(problem, *device_facts(problem.device_index).value()).front().cost_us;
 }
 
 Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {

@@ -22,7 +22,7 @@ Configuration configuration_of(const AttentionProblem& p, AttentionFwdFeatures f
                                const DeviceFacts& facts) {
   features = reachable(features);
   const HeadDims& dims = *padded_head_dims(p.head_dim, p.head_dim_v);
-  const AttentionFwdTile& tile = *attention_fwd_tile(features, dims, height, facts.shared_per_block);
+  const AttentionFwdTile& tile = *attention_fwd_tile(features, dims, height, facts.major, facts.shared_per_block);
   Configuration c;
   c.kernel = format("attention_fwd_sm80 q{} k{} d{}/{}{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim, tile.head_dim_v,
                     features.modified ? " terms" : "", features.gather ? " gather" : "", features.split ? " split" : "");
@@ -36,19 +36,20 @@ Configuration configuration_of(const AttentionProblem& p, AttentionFwdFeatures f
   return c;
 }
 
-// Time in units of key-rows of a multiprocessor: waves, each as long as the blocks that share a multiprocessor.
-double waves_time(const AttentionProblem& p, const Configuration& c, int blocks_each, double speed,
-                  const DeviceFacts& facts) {
-  const double slots = std::max(1, facts.multiprocessors) * blocks_each;
+// Time in units of key-rows of a multiprocessor: blocks that share one share its speed, and a device that is not full
+// takes as long as its fullest multiprocessor.
+double time_of(const AttentionProblem& p, const Configuration& c, int blocks_each, double speed,
+               const DeviceFacts& facts) {
+  const double of_each = static_cast<double>(c.blocks) / std::max(1, facts.multiprocessors);
   double keys = static_cast<double>(usual_keys(p));
   if (p.causal()) keys = std::min(keys, keys / 2 + c.tile_q / 2.0 + c.tile_k / 2.0);
-  return std::ceil(static_cast<double>(c.blocks) / slots) * blocks_each * c.tile_q * keys / speed;
+  return (of_each < blocks_each ? std::ceil(of_each) : of_each) * c.tile_q * keys / speed;
 }
 
 int blocks_each(const AttentionProblem& p, AttentionFwdFeatures features, TileHeight height, const DeviceFacts& facts) {
   features = reachable(features);
   return std::max(1, attention_fwd_tile(features, *padded_head_dims(p.head_dim, p.head_dim_v), height,
-                                        facts.shared_per_block)
+                                        facts.major, facts.shared_per_block)
                          ->blocks);
 }
 
@@ -87,7 +88,7 @@ Verdict check_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& f
   return accept_if_it_fits(configure_attention_fwd_sm80(p, facts), remark);
 }
 
-Configuration configure_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
+Configurations configure_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
   AttentionFwdFeatures features = features_of(p);
   Configuration low = configuration_of(p, features, TileHeight::kLow, facts);
   const int64_t slots = int64_t{blocks_each(p, features, TileHeight::kLow, facts)} * facts.multiprocessors;
@@ -97,21 +98,28 @@ Configuration configure_attention_fwd_sm80(const AttentionProblem& p, const Devi
     cut_keys(p, slots, 4, split);
     if (split.split) {
       split.cost_us = cost_of(p, split, facts);
-      return split;
+      return {split};
     }
     features.split = false;
   }
   if (!p.batch_invariant) {
     Configuration tall = configuration_of(p, features, TileHeight::kTall, facts);
-    const double low_speed = p.head_dim > 96 ? 0.90 : 0.98;  // of a full device, beside the tall tile
+    const double low_speed = p.causal() ? 0.88 : 0.78;  // of a full device, beside the tall tile (kernels/README.md)
     if (tall.tile_q != low.tile_q &&
-        waves_time(p, tall, blocks_each(p, features, TileHeight::kTall, facts), 1.0, facts) <
-            waves_time(p, low, blocks_each(p, features, TileHeight::kLow, facts), low_speed, facts)) {
+        time_of(p, tall, blocks_each(p, features, TileHeight::kTall, facts), 1.0, facts) <
+            time_of(p, low, blocks_each(p, features, TileHeight::kLow, facts), low_speed, facts)) {
       low = std::move(tall);
     }
   }
   low.cost_us = cost_of(p, low, facts);
-  return low;
+  if (!p.batch_invariant) return {low};
+  Configurations shared = {low};
+  for (Configuration& decode : configure_invariant_decode(p, facts)) {
+    shared.front().min_rows = decode.max_rows + 1;
+    shared.front().cost_us += decode.cost_us;
+    shared.push_back(std::move(decode));
+  }
+  return shared;
 }
 
 namespace {
@@ -121,7 +129,7 @@ Verdict check(const AttentionProblem& problem, const Machine&) {
 }
 
 double cost_us(const AttentionProblem& problem, const Machine&) {
-  return configure_attention_fwd_sm80(problem, *device_facts(problem.device_index).value()).cost_us;
+  return configure_attention_fwd_sm80(problem, *device_facts(problem.device_index).value()).front().cost_us;
 }
 
 Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {

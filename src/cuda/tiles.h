@@ -26,6 +26,7 @@ struct AttentionFwdTile {
   int blocks;  // of a multiprocessor: what registers are shared among
   int spill_bytes;  // what ptxas may spill, at most 64 and outside the loop
   const char* why;
+  int major = 0;  // of the compute capability that has the row to itself; 0: any
 };
 
 // TFLOP/s in the reasons: bf16, 16k tokens, hidden 2048, on an H200.
@@ -34,8 +35,8 @@ inline constexpr AttentionFwdTile kAttentionFwdTiles[] = {
     {32, 32, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 3, 0, "a fourth block would spill"},
     {32, 32, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
 
-    {64, 64, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 2, 2, 0, "4k keys, full: 313 against 307 of 64 rows"},
-    {64, 64, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 3, 0, "causal to 1k keys: 217 against 203 of 128 rows"},
+    {64, 64, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 2, 3, 0, "512 keys: 277 against 243 of 64 keys, twice"},
+    {64, 64, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 3, 0, "512 keys: 204"},
     {64, 64, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
 
     {96, 96, ScoreKind::kFull, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "as tall as registers allow"},
@@ -43,14 +44,15 @@ inline constexpr AttentionFwdTile kAttentionFwdTiles[] = {
     {96, 96, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "as d128"},
     {96, 96, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "as d128"},
 
-    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 1, 2, 0, "64 keys spill, two stages on sm_80"},
-    {128, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "causal, 4k: 283 against 314 of 128 rows"},
+    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "4k keys: 367 against 347 of 32 keys", 9},
+    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 1, 2, 0, "64 keys spill; two stages too"},
+    {128, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "causal, 4k: 253 against 313 of 128 rows"},
     {128, 128, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "fits twice where a block may have 99 KB"},
 
     {192, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "128 rows would not fit 99 KB"},
     {192, 128, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills"},
 
-    {256, 256, ScoreKind::kFull, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "exactly the 99 KB of sm_86, 89 and 120"},
+    {256, 256, ScoreKind::kRange, TileHeight::kLow, 64, 48, 4, 1, 2, 0, "4k keys: 307 against 297 of 64, 274 of 128x64"},
     {256, 256, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills where keys are hidden"},
 };
 
@@ -74,23 +76,24 @@ constexpr const HeadDims* padded_head_dims(long long head_dim, long long head_di
   return nullptr;
 }
 
-// Index of the row for padded dims on a device that grants a block `shared_limit` bytes, -1 where there is none: of the
-// height wanted, else low; of the score wanted, else the nearest that serves it. (An index, because a comparison with
-// nullptr is no constant expression under g++'s undefined-behaviour sanitizer.)
-constexpr int attention_fwd_row(HeadDims dims, ScoreKind score, TileHeight height, int shared_limit) {
+// Index of the row for padded dims on a device of that major compute capability that grants a block `shared_limit` bytes,
+// -1 where there is none: of the height wanted, else low; of the score wanted, else the nearest that serves it. (An
+// index, because a comparison with nullptr is no constant expression under g++'s undefined-behaviour sanitizer.)
+constexpr int attention_fwd_row(HeadDims dims, ScoreKind score, TileHeight height, int major, int shared_limit) {
   for (const TileHeight wanted : {height, TileHeight::kLow}) {
     for (size_t i = 0; i < std::size(kAttentionFwdTiles); ++i) {  // scores stand in rising order
       const AttentionFwdTile& t = kAttentionFwdTiles[i];
       if (t.head_dim == dims.head_dim && t.head_dim_v == dims.head_dim_v && t.height == wanted && t.score >= score &&
-          shared_bytes(t) <= shared_limit)
+          shared_bytes(t) <= shared_limit && (t.major == 0 || t.major == major))
         return static_cast<int>(i);
     }
   }
   return -1;
 }
 
-inline const AttentionFwdTile* attention_fwd_tile(HeadDims dims, ScoreKind score, TileHeight height, int shared_limit) {
-  const int row = attention_fwd_row(dims, score, height, shared_limit);
+inline const AttentionFwdTile* attention_fwd_tile(HeadDims dims, ScoreKind score, TileHeight height, int major,
+                                                  int shared_limit) {
+  const int row = attention_fwd_row(dims, score, height, major, shared_limit);
   return row < 0 ? nullptr : &kAttentionFwdTiles[row];
 }
 
@@ -155,10 +158,12 @@ constexpr const PortableTile* portable_tile(long long head_dim, long long head_d
 // Shared memory that a block may be granted, by what NVRTC compiles for.
 struct Architecture {
   const char* name;
+  int major;
   int shared_limit;
 };
-inline constexpr Architecture kArchitectures[] = {{"sm_80", 163 << 10},  {"sm_86", 99 << 10},   {"sm_89", 99 << 10},
-                                                  {"sm_90a", 227 << 10}, {"sm_100", 227 << 10}, {"sm_120", 99 << 10}};
+inline constexpr Architecture kArchitectures[] = {{"sm_80", 8, 163 << 10},   {"sm_86", 8, 99 << 10},
+                                                  {"sm_89", 8, 99 << 10},    {"sm_90a", 9, 227 << 10},
+                                                  {"sm_100", 10, 227 << 10}, {"sm_120", 12, 99 << 10}};
 
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
@@ -178,7 +183,7 @@ constexpr bool every_device_has_a_tile() {
   for (const Architecture& arch : kArchitectures) {
     for (const HeadDims& dims : kAttentionFwdHeadDims)
       for (const ScoreKind score : {ScoreKind::kFull, ScoreKind::kRange, ScoreKind::kModified})
-        if (attention_fwd_row(dims, score, TileHeight::kLow, arch.shared_limit) < 0) return false;
+        if (attention_fwd_row(dims, score, TileHeight::kLow, arch.major, arch.shared_limit) < 0) return false;
     for (const DecodeTile& t : kDecodeTiles)
       if (shared_bytes(t) > arch.shared_limit) return false;
     for (const PortableTile& t : kPortableTiles)

@@ -35,12 +35,12 @@ AttentionFwdFeatures reachable(AttentionFwdFeatures features) {
 }
 
 const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height,
-                                           int shared_limit) {
+                                           int major, int shared_limit) {
   if (features.split || features.gather) height = TileHeight::kLow;
   const ScoreKind score = features.modified            ? ScoreKind::kModified
                           : features.mask == kMaskNone ? ScoreKind::kFull
                                                        : ScoreKind::kRange;
-  const AttentionFwdTile* tile = attention_fwd_tile(dims, score, height, shared_limit);
+  const AttentionFwdTile* tile = attention_fwd_tile(dims, score, height, major, shared_limit);
   if (tile != nullptr && score == ScoreKind::kFull && height == TileHeight::kLow && tile->score != score)
     features.mask = kMaskRange;
   return tile;
@@ -116,7 +116,7 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
                                                    .gather = (bits & 4) != 0,
                                                    .split = (bits & 8) != 0});
         const TileHeight height = (bits & 16) != 0 ? TileHeight::kLow : TileHeight::kTall;
-        const AttentionFwdTile* tile = attention_fwd_tile(features, dims, height, arch.shared_limit);
+        const AttentionFwdTile* tile = attention_fwd_tile(features, dims, height, arch.major, arch.shared_limit);
         add(attention_fwd_variant(features, *tile));
       }
     }

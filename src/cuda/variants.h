@@ -36,7 +36,7 @@ AttentionFwdFeatures reachable(AttentionFwdFeatures features);
 
 // The tile for features as reachable() gives them, which become the tile's: a low tile takes every key as a range.
 const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height,
-                                           int shared_limit);
+                                           int major, int shared_limit);
 KernelVariant attention_fwd_variant(const AttentionFwdFeatures& features, const AttentionFwdTile& tile);
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& tile);
 KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& tile, bool split);

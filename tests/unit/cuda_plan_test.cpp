@@ -70,17 +70,18 @@ TEST(CudaPlan, EveryForwardProblemHasARowAndItsKernelsAreReachable) {
     for (const std::string& line : lines) {
       const AttentionProblem p = problem_of(line);
       using Row = std::pair<Verdict (*)(const AttentionProblem&, const DeviceFacts&),
-                            Configuration (*)(const AttentionProblem&, const DeviceFacts&)>;
+                            Configurations (*)(const AttentionProblem&, const DeviceFacts&)>;
       int accepting = 0;
       for (const Row& row : {Row{check_attention_decode_sm80, configure_attention_decode_sm80},
                              Row{check_attention_fwd_sm80, configure_attention_fwd_sm80},
                              Row{check_attention_fwd_portable, configure_attention_fwd_portable}}) {
         if (!row.first(p, facts).accepted) continue;
         ++accepting;
-        const Configuration c = row.second(p, facts);
-        expect_covers(p, c, line);
-        EXPECT_LE(c.variant.shared_bytes, facts.shared_per_block) << line;
-        for (const KernelVariant& variant : variants_of(p, c))
+        const Configurations configurations = row.second(p, facts);
+        ASSERT_FALSE(configurations.empty()) << line;
+        if (!p.batch_invariant) expect_covers(p, configurations.front(), line);
+        for (const Configuration& c : configurations) EXPECT_LE(c.variant.shared_bytes, facts.shared_per_block) << line;
+        for (const KernelVariant& variant : variants_of(p, configurations))
           EXPECT_TRUE(reachable.contains(variant.key.expression)) << line << ": " << variant.key.expression;
       }
       EXPECT_GT(accepting, 0) << line;
@@ -93,17 +94,17 @@ std::string chosen(const std::string& line) {
   const AttentionProblem p = problem_of(line + " device=cuda");
   const DeviceFacts facts = h200();
   const Configuration decode =
-      check_attention_decode_sm80(p, facts).accepted ? configure_attention_decode_sm80(p, facts) : Configuration();
+      check_attention_decode_sm80(p, facts).accepted ? configure_attention_decode_sm80(p, facts)[0] : Configuration();
   const Configuration fwd =
-      check_attention_fwd_sm80(p, facts).accepted ? configure_attention_fwd_sm80(p, facts) : Configuration();
+      check_attention_fwd_sm80(p, facts).accepted ? configure_attention_fwd_sm80(p, facts)[0] : Configuration();
   if (!decode.kernel.empty() && (fwd.kernel.empty() || decode.cost_us <= fwd.cost_us)) return decode.kernel;
-  return fwd.kernel.empty() ? configure_attention_fwd_portable(p, facts).kernel : fwd.kernel;
+  return fwd.kernel.empty() ? configure_attention_fwd_portable(p, facts)[0].kernel : fwd.kernel;
 }
 
 TEST(CudaPlan, Choices) {
   EXPECT_EQ(chosen("attention b=1 hq=32 hkv=8 sq=1 sk=131072 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128 split");
   EXPECT_EQ(chosen("attention b=128 hq=32 hkv=32 sq=1 sk=1024 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
-  EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm80 q128 k64 d64/64");
+  EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm80 q128 k32 d64/64");
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=64 f32").starts_with("attention_fwd_portable f32"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=60 bf16").starts_with("attention_fwd_portable bf16"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=128 d=300 f16").starts_with("attention_fwd_portable f16"));
@@ -116,13 +117,13 @@ TEST(CudaPlan, SplitsFillTheDevice) {
                            "attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16 device=cuda",
                            "attention b=8 hq=64 hkv=8 sq=1 sk=32768 d=128 bf16 device=cuda",
                            "attention b=1 hq=8 sq=1 sk=65536 d=64 f16 device=cuda"}) {
-    const Configuration c = configure_attention_decode_sm80(problem_of(line), facts);
+    const Configuration c = configure_attention_decode_sm80(problem_of(line), facts)[0];
     const double waves = static_cast<double>(c.blocks) / (2.0 * facts.multiprocessors);
     EXPECT_GE(waves / std::ceil(waves), 0.8) << line << ": " << c.blocks;
     EXPECT_LE(c.blocks, 8 * facts.multiprocessors) << line;
   }
   const Configuration c =
-      configure_attention_fwd_sm80(problem_of("attention b=1 hq=2 sq=64 sk=65536 d=64 bf16 device=cuda"), facts);
+      configure_attention_fwd_sm80(problem_of("attention b=1 hq=2 sq=64 sk=65536 d=64 bf16 device=cuda"), facts)[0];
   EXPECT_GT(c.max_splits, 16);
 }
 
@@ -133,7 +134,7 @@ TEST(CudaPlan, BatchInvariantCuts) {
     return configure_attention_decode_sm80(
         problem_of("attention b=" + std::to_string(batch) + " hq=32 hkv=8 sq=1 sk=" + std::to_string(keys) +
                    " d=128 bf16 used_k batch_invariant device=cuda"),
-        facts);
+        facts)[0];
   };
   const Configuration one = decode(1, 100), many = decode(77, 100000);
   EXPECT_EQ(one.variant.key.expression, many.variant.key.expression);
@@ -145,8 +146,23 @@ TEST(CudaPlan, BatchInvariantCuts) {
                    " d=128 bf16 causal used_q used_k batch_invariant device=cuda"),
         facts);
   };
-  EXPECT_EQ(forward(1, 20).variant.key.expression, forward(64, 9000).variant.key.expression);
-  EXPECT_EQ(forward(1, 20).rows_per_query, forward(64, 9000).rows_per_query);
+  // Sequences of few queries are decode's, of whatever capacity the batch is: the same kernels and the same limit.
+  const Configurations shared = forward(1, 20), big = forward(64, 9000);
+  ASSERT_EQ(shared.size(), 2u);
+  ASSERT_EQ(big.size(), 2u);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_EQ(shared[i].variant.key.expression, big[i].variant.key.expression);
+    EXPECT_EQ(shared[i].rows_per_query, big[i].rows_per_query);
+    EXPECT_EQ(shared[i].min_rows, big[i].min_rows);
+    EXPECT_EQ(shared[i].max_rows, big[i].max_rows);
+  }
+  EXPECT_EQ(shared[1].variant.key.expression, one.variant.key.expression);
+  EXPECT_EQ(shared[0].min_rows, shared[1].max_rows + 1);
+  EXPECT_LE(big[1].partial_queries, 2);  // partials do not grow with the capacity
+  const AttentionProblem packed = problem_of(
+      "attention b=9 hq=32 hkv=8 layout_q=thd layout_kv=thd tq=9 tk=900 d=128 bf16 batch_invariant device=cuda");
+  EXPECT_FALSE(check_attention_decode_sm80(packed, facts).accepted);
+  EXPECT_EQ(configure_attention_fwd_sm80(packed, facts)[1].variant.key.expression, one.variant.key.expression);
 }
 
 TEST(CudaPlan, WhatIsDeclinedIsDeclinedWithASentence) {

@@ -30,8 +30,13 @@ struct Tile {
   static constexpr int kBytesQ = kV.tile_q * kPitch * 2;
   static constexpr int kBytesK = kV.tile_k * kPitch * 2;
   static constexpr int kBytesV = kV.tile_k * kPitchV * 2;
-  // Q fragments stay in registers where O leaves room.
-  static constexpr bool kQInRegisters = kRowTiles * (kV.head_dim / 4 + kV.head_dim_v / 2 + kV.tile_k / 2) <= 168;
+  // Q fragments stay in registers where O leaves room; of three blocks only Hopper's compiler finds it.
+#if __CUDA_ARCH__ == 900
+  static constexpr int kRoomForQ = 168;
+#else
+  static constexpr int kRoomForQ = kV.blocks > 2 ? 120 : 168;
+#endif
+  static constexpr bool kQInRegisters = kRowTiles * (kV.head_dim / 4 + kV.head_dim_v / 2 + kV.tile_k / 2) <= kRoomForQ;
   // Blocks that the register budget leaves room for, with some 48 registers for addresses and bounds; more where terms,
   // page look-ups or, before Hopper, masks would spill.
 #if __CUDA_ARCH__ >= 900
@@ -196,10 +201,14 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
     attention_fwd_sm80(const __grid_constant__ AttentionFwdParams p) {
   using T = Tile<kV>;
   extern __shared__ __align__(16) unsigned char smem[];
-  const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  const int thread = threadIdx.x, warp = uniform(thread / 32), lane = thread % 32;
 
-  const BlockWork work = block_work<kV>(p, blockIdx.x);
+  BlockWork work = block_work<kV>(p, blockIdx.x);
   if (work.idle) return;
+  work.tile_begin = uniform(work.tile_begin), work.tile_end = uniform(work.tile_end);
+  if constexpr (kV.mask != kMaskNone) work.k_len = uniform(work.k_len);
+  if constexpr (kV.mask != kMaskNone && kV.blocks > 2)
+    work.q_len = uniform(work.q_len), work.q_rows = uniform(work.q_rows), work.row0 = uniform(work.row0);
   const RowMap rows(p, work);
   const float scale_log2 = kV.modified ? 1.0f : plain_scale(p);
 

@@ -44,6 +44,9 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* from) {
   return x;
 }
 
+// A value that is the same in all lanes, so that the compiler can see it is: it may live in a uniform register.
+__device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(0xffffffffu, x); }
+
 // Programmatic dependent launch; without the launch attribute both do nothing.
 __device__ __forceinline__ void launch_dependents() {
 #if __CUDA_ARCH__ >= 900

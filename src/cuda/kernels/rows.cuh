@@ -285,12 +285,11 @@ struct KeyLoader {
   static constexpr int kChunks = kDim / 8, kThreads = kV.warps * 32;
   static constexpr int kPerPass = kThreads / kChunks;
   const char* base;
-  i64 row_bytes;
   int first, column_bytes, bytes;
 
   __device__ __forceinline__ KeyLoader(const AttentionFwdParams& p, const BlockWork& w, const void* data,
                                        const Strides3& stride, i32 dim, int thread)
-      : row_bytes(stride.s * 2), first(thread / kChunks), column_bytes(thread % kChunks * 16) {
+      : first(thread / kChunks), column_bytes(thread % kChunks * 16) {
     base = static_cast<const char*>(data) + first_key(p, w, stride) * 2 + column_bytes;
     bytes = column_bytes < dim * 2 ? 16 : 0;
     if (kPerPass * kChunks != kThreads && first >= kPerPass) first = kV.tile_k;
@@ -300,7 +299,7 @@ struct KeyLoader {
   __device__ __forceinline__ const char* gathered(const AttentionFwdParams& p, const BlockWork& w,
                                                   const Strides3& stride, i32 j, bool& valid) const {
     valid = bytes != 0 && j < w.k_len;
-    i64 row = j * row_bytes;
+    i64 row = j * (stride.s * 2);
     if (p.page_size > 0 && valid) {
       row = paged_row(p, w, stride, j) * 2;
       valid = row >= 0;
@@ -333,13 +332,13 @@ struct KeyLoader {
         cp_async_16(dst + r0 * (kPitch * 2), src, valid ? 16 : 0);
       }
     } else {
-      const char* src = base + (static_cast<i64>(tile) * kV.tile_k + first) * row_bytes;
-#pragma unroll
+      const char* src = base + (static_cast<i64>(tile) * kV.tile_k + first) * (stride.s * 2);
+#pragma unroll(kV.mask == kMaskNone ? 4 : 64)  // what leaves d128 without spills
       for (int r0 = 0; r0 < kV.tile_k; r0 += kPerPass) {
         if ((kV.tile_k % kPerPass != 0 || kPerPass * kChunks != kThreads) && r0 + first >= kV.tile_k) return;
         const bool valid = kAll || tile * kV.tile_k + r0 + first < w.k_len;
         cp_async_16(dst + r0 * (kPitch * 2), valid ? src : base, valid ? bytes : 0);
-        src += kPerPass * row_bytes;
+        src += kPerPass * (stride.s * 2);
       }
     }
   }

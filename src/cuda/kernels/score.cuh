@@ -124,8 +124,8 @@ struct ScoreTerms {
       const i32 query = min(rows.query(warp * kRowTiles * 16 + lane % (kRowTiles * 16)), max(0, w.q_len - 1));
       const KeyRange range = visible_keys(p, w.k_len, query + w.offset);
       row_lo = static_cast<i32>(range.lo), row_hi = static_cast<i32>(range.hi);
-      some_lo = __shfl_sync(0xffffffffu, row_lo, 0), full_hi = __shfl_sync(0xffffffffu, row_hi, 0);
-      full_lo = __shfl_sync(0xffffffffu, row_lo, 31), some_hi = __shfl_sync(0xffffffffu, row_hi, 31);
+      some_lo = __reduce_min_sync(0xffffffffu, row_lo), full_hi = __reduce_min_sync(0xffffffffu, row_hi);
+      full_lo = __reduce_max_sync(0xffffffffu, row_lo), some_hi = __reduce_max_sync(0xffffffffu, row_hi);
     }
   }
 
