@@ -30,6 +30,7 @@ class Case:
     lengths: tuple = ()       # packed input: one length per sequence, queries and keys alike
     page: int = 0             # keys and values in shuffled pages of so many positions
     batch_invariant: bool = False
+    lse: bool = True          # written beside the output
     cold: bool = False        # inputs come from memory, not from L2
     plain: str = ""           # the label, in the same group, that this one is compared with
 
@@ -175,6 +176,12 @@ MODELS = [  # queries, keys, query heads, key heads, head_dim, causal
     ("Perceiver IO 512x50k", 512, 51200, 8, 8, 64, False), ("Octo-Base 690", 690, 690, 12, 12, 64, False)]
 
 
+def without_lse():
+    for case in forward():
+        if case.d < 256 and case.sq in (1024, 4096, 16384):
+            yield dataclasses.replace(case, group="without_lse", lse=False)
+
+
 def models():
     for b in (1, 16):
         for label, sq, sk, hq, hkv, d, causal in MODELS:
@@ -184,7 +191,8 @@ def models():
 
 
 GRIDS = {"fwd": forward, "decode": decode, "paged": paged, "short": short, "features": features, "gqa": gqa,
-         "varlen": varlen, "dims": dims, "dtypes": dtypes, "invariant": invariant, "models": models}
+         "varlen": varlen, "dims": dims, "dtypes": dtypes, "invariant": invariant, "models": models,
+         "without_lse": without_lse}
 
 
 def cases_of(names):

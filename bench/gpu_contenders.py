@@ -116,7 +116,7 @@ class Heed:
         q = tensors.q[index]
         out = aligned((*q.shape[:-1], case.head_dim_v), q.dtype, q.device).fill_(math.nan)
         lse_shape = (case.hq, q.shape[0]) if case.lengths else (case.b, case.hq, case.sq)
-        lse = aligned(lse_shape, torch.float32, q.device).fill_(math.nan)
+        lse = aligned(lse_shape, torch.float32, q.device).fill_(math.nan) if case.lse else None
         kept = {"q": q, "k": tensors.k[index], "v": tensors.v[index], "out": out, "lse": lse, "bias": tensors.bias,
                 "mask": tensors.mask, "alibi_slopes": tensors.slopes, "sinks": tensors.sinks,
                 "page_table": tensors.page_table, "seqused_k": tensors.seqused}
@@ -241,7 +241,8 @@ class CuDnn(Sdpa):
 
         def run(i):
             q, k, v = self.views(tensors, i)
-            out = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, bias, True, case.dropout, case.causal, False)
+            out = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, bias, case.lse, case.dropout, case.causal,
+                                                                          False)
             return out[0].transpose(1, 2), out[1]
         yield Contender(self.name, self.name, run)
 
@@ -257,8 +258,9 @@ class MemoryEfficient(Sdpa):
 
         def run(i):
             q, k, v = self.views(tensors, i)
-            out = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, case.dropout, case.causal)
-            return out[0].transpose(1, 2), out[1][..., :case.sq]
+            out = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, case.lse, case.dropout,
+                                                                             case.causal)
+            return out[0].transpose(1, 2), None
         yield Contender(self.name, self.name, run)
 
 

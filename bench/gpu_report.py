@@ -93,6 +93,11 @@ def gates(report):
     if calls:
         found.append(_gate("host time of a call with its plan cached, from C, median of cells", sorted(calls)[len(calls) // 2],
                            3.0, below=True, unit="us"))
+    for cache, most in (("empty", 1500.0), ("warm", 50.0)):
+        times = [row["first_call_ms"] for row in report.get("startup", []) if row["cache"] == cache]
+        if times:
+            found.append(_gate(f"first call of a process, {cache} kernel cache, worst", max(times), most, below=True,
+                               unit="ms"))
     return found
 
 
@@ -142,6 +147,9 @@ def text(report, regime="rested"):
     missed = rows.misplanned()
     lines.append(f"planner's choice not the fastest row in {len(missed)} of {len(rows.cells)} cells")
     lines += [f"  {group}: {label}: {impl} is {times:.2f}x as fast" for group, label, impl, times in missed]
+    lines += [f"first call, {row['cache']} kernel cache: {row['first_call_ms']:.0f} ms, the second "
+              f"{row['second_call_ms']:.2f} ms; before, import {row['import_ms']:.0f} ms, context and inputs "
+              f"{row['context_ms']:.0f} ms: {row['problem']}" for row in report.get("startup", [])]
     lines += [f"WRONG, not timed: {line}" for line in report["wrong"]]
     lines += [f"cut short: {line}" for line in report["cut"]]
     for gate in report.get("gates", []):

@@ -12,11 +12,13 @@ import datetime
 import gc
 import json
 import os
+import pathlib
 import platform
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 
 import gpu_cases
@@ -25,9 +27,11 @@ import gpu_report
 PEERS = ("heed", "fa2", "cudnn", "efficient", "flex")
 # Where nothing would be learnt, time is saved: the memory-efficient kernel is far behind on the large grids, and rows that
 # the planner did not choose are timed where choices are close.
-WITHOUT_EFFICIENT = ("fwd", "gqa")
+WITHOUT_EFFICIENT = ("fwd", "gqa", "without_lse")
 WITH_FORCED_ROWS = ("fwd", "decode", "short", "gqa", "varlen", "dims", "dtypes", "models")
 REGIMES = ("rested", "hot")
+STARTUP_LINES = ("attention hq=16 sq=1024 d=128 bf16 causal lse device=cuda",
+                 "attention hq=32 hkv=8 sq=1 sk=8192 d=128 bf16 lse device=cuda")
 
 
 def some_of(allowed):
@@ -54,6 +58,7 @@ def parse_options(arguments=None):
     parser.add_argument("--samples", type=int, default=15, help="of each contender and regime (15)")
     parser.add_argument("--budget", type=float, default=540.0, metavar="SECONDS",
                         help="begin no cell after so long (540); cells left out are listed")
+    parser.add_argument("--no-startup", dest="startup", action="store_false", help="leave out first calls of processes")
     parser.add_argument("--chosen-only", action="store_true", help="heed's planner's choice alone, no forced rows")
     parser.add_argument("--json", metavar="FILE", help="write the report, after each cell too")
     parser.add_argument("--plot", metavar="FILE", help="draw it with matplotlib, if that is installed")
@@ -89,7 +94,7 @@ class Run:
             **facts, "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "command": options.command, "peers": {i.name: i.version for i in implementations if i.name != "heed"},
             "heed": next((i.version for i in implementations if i.name == "heed"), None), "missing": missing,
-            "rows": [], "notes": {}, "wrong": [], "cut": [], "seconds": 0.0}
+            "rows": [], "notes": {}, "wrong": [], "cut": [], "startup": [], "seconds": 0.0}
 
     def seconds(self):
         return time.monotonic() - self.started
@@ -185,6 +190,20 @@ class Run:
             self.write()
             gc.collect()  # graphs and their memory go before the next case's come
 
+    def startup(self):
+        """First calls of fresh processes: an empty kernel cache, then the one that this left."""
+        program = pathlib.Path(__file__).with_name("gpu_startup.py")
+        for line in STARTUP_LINES:
+            with tempfile.TemporaryDirectory() as folder:
+                for cache in ("empty", "warm"):
+                    done = subprocess.run([sys.executable, str(program), line], capture_output=True, text=True,
+                                          env={**os.environ, "HEED_CACHE_DIR": folder})
+                    if done.returncode:
+                        self.report["notes"].setdefault(f"startup: {done.stderr.strip().splitlines()[-1]}", []).append(line)
+                        break
+                    self.report["startup"].append({"cache": cache, **json.loads(done.stdout)})
+        self.write()
+
     def write(self):
         if self.options.json:
             write_json(self.report, self.options.json)
@@ -260,6 +279,8 @@ def main(arguments=None):
           ", ".join(f"{i.name}: {i.version}" for i in implementations), flush=True)
     with torch.inference_mode():
         run.all(cases)
+    if options.startup:
+        run.startup()
     run.report["gates"] = gpu_report.gates(run.report)
     run.report["seconds"] = round(run.seconds(), 1)
     run.write()

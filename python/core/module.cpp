@@ -185,6 +185,16 @@ NB_MODULE(_core, module) {
   module.def("version", &heed_version);
   module.def("abi_version", &heed_abi_version);
   module.def("info", [] { return text_of(&heed_info); }, "The machine, its backends and why any is missing, as text.");
+  module.def("stream_synchronize", [](heed_device device, int32_t index, uintptr_t stream) {
+    heed_status status = HEED_OK;
+    std::string message;  // the error text is this thread's, and to be read before the lock is taken again
+    {
+      nb::gil_scoped_release unlocked;
+      status = heed_stream_synchronize(device, index, reinterpret_cast<void*>(stream));
+      if (status != HEED_OK) message = heed_last_error();
+    }
+    if (status != HEED_OK) throw StatusError(status, message);
+  }, nb::arg("device"), nb::arg("index") = -1, nb::arg("stream") = 0, "Waits for the work on a stream.");
   module.def("set_nvrtc_folder", [](const std::string& folder) { check(heed_set_nvrtc_folder(folder.c_str())); },
              nb::arg("folder"), "Where libnvrtc lies, if neither HEED_NVRTC nor the system says; \"\" forgets it.");
   module.def("config", &config, "Every HEED_* variable: a list of dicts.");

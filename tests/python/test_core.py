@@ -1,5 +1,9 @@
 """heed._core: plans and runs over NumPy's memory against a formula in NumPy, typed errors, threads."""
 
+import os
+import pathlib
+import subprocess
+import sys
 import threading
 import time
 
@@ -211,6 +215,61 @@ def test_error_classes():
                  heed.OperationFailed):
         assert issubclass(kind, heed.Error) and issubclass(kind, RuntimeError) and kind.__module__ == "heed"
     assert issubclass(heed.OutOfMemory, MemoryError)
+
+
+# ---- timing and the GPU ----------------------------------------------------------------------------------------------
+
+def test_times_are_ordered(normal):
+    call = Call("f32", **forward(normal))
+    timing = _core.attention_time(call.plan, call.args, samples=5, calls=2)
+    assert 0 < timing["p10_us"] <= timing["median_us"] <= timing["p90_us"]
+    assert (timing["samples"], timing["calls"]) == (5, 2) and timing["host_call_us"] > 0
+    with pytest.raises(heed.InvalidArgument, match="options.samples = -1"):
+        _core.attention_time(call.plan, call.args, samples=-1)
+
+
+def test_a_gpu_or_a_reason(normal):
+    """The module neither needs a GPU nor falls back silently where there is none."""
+    arguments = forward(normal)
+    args = _core.AttentionArgs(device=_core.DEVICE_CUDA, device_index=0)
+    assert (args.device, args.device_index) == (_core.DEVICE_CUDA, 0)
+    for name, array in arguments.items():
+        args.set_tensor(name, 0, "f32", array.shape)
+    try:
+        plan = _core.Plan(args.problem())
+        assert plan.impl.startswith("cuda/")
+    except heed.Error as error:
+        assert "CUDA" in str(error) or "GPU" in str(error)
+
+
+def test_stream_synchronize():
+    _core.stream_synchronize(_core.DEVICE_CPU)
+    with pytest.raises(heed.InvalidArgument, match="device"):
+        _core.stream_synchronize(7)
+
+
+def test_nvrtc_folder(tmp_path):
+    with pytest.raises(heed.NotFound, match="libnvrtc.so.13"):
+        _core.set_nvrtc_folder(str(tmp_path))
+    (tmp_path / "libnvrtc.so.13").write_bytes(b"")
+    _core.set_nvrtc_folder(str(tmp_path))
+    _core.set_nvrtc_folder("")
+
+
+def test_nvrtc_of_a_wheel(tmp_path):
+    """Importing heed hands in the folder of NVIDIA's wheels, wherever `nvidia` is importable from."""
+    package = tmp_path / "nvidia" / "cu13" / "lib"
+    package.mkdir(parents=True)
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import heed; print(heed._wheel_folder())"
+
+    def answer():
+        done = subprocess.run([sys.executable, "-S", "-c", program, str(tmp_path)], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(pathlib.Path(heed.__file__).parents[1])})
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+    assert answer() == "None"
+    (package / "libnvrtc.so.13").write_bytes(b"")
+    assert answer() == str(package)
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------

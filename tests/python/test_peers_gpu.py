@@ -115,6 +115,14 @@ def test_gates_say_what_falls_short():
     assert gates["host time of a call with its plan cached, from C, median of cells"]["measured"] == 2.5
 
 
+def test_gates_of_first_calls():
+    report = report_of([])
+    report["startup"] = [{"cache": cache, "problem": "p", "first_call_ms": ms, "second_call_ms": 0.1, "import_ms": 1.0,
+                          "context_ms": 2.0} for cache, ms in (("empty", 900.0), ("empty", 1600.0), ("warm", 20.0))]
+    assert [(gate["measured"], gate["passed"]) for gate in gpu_report.gates(report)] == [(1600.0, False), (20.0, True)]
+    assert "first call, empty kernel cache: 900 ms" in gpu_report.text(report)
+
+
 def test_gates_of_a_slow_run():
     rows = []
     for case in gpu_cases.forward():
@@ -187,7 +195,7 @@ def test_heed_stands_beside_the_reference(grid):
         for feature, flag in ((case.page, "page="), (case.bias, "bias="), (case.mask, "mask="), (case.softcap, "softcap"),
                               (case.alibi, "alibi"), (case.sinks, "sinks"), (case.dropout, "dropout"),
                               (case.window, "window="), (case.lengths, "layout_q=thd"), (case.causal, "causal"),
-                              (case.batch_invariant, "batch_invariant"), (True, "lse")):
+                              (case.batch_invariant, "batch_invariant"), (case.lse, "lse")):
             named = flag in contenders[0].problem or (flag == "causal" and "window=" in contenders[0].problem)
             assert named == bool(feature) or (flag == "causal" and case.sq == 1), (flag, contenders[0].problem)
 
@@ -273,6 +281,14 @@ def test_run_writes_after_each_cell(run):
     assert report["wrong"] == [] and report["cut"] == []
     report["gates"] = gpu_report.gates(report)
     assert "decode" in gpu_report.text(report)
+
+
+def test_first_calls_are_noted_where_there_is_no_gpu(run):
+    run.startup()
+    if run.report["startup"]:
+        assert [row["cache"] for row in run.report["startup"]] == ["empty", "warm"] * 2
+    else:
+        assert any(note.startswith("startup: ") and "CUDA" in note for note in run.report["notes"])
 
 
 def test_run_stops_at_its_budget(run):
