@@ -44,7 +44,7 @@ class Case:
 
     @property
     def pairs(self):
-        """(query, key) pairs that count as work: half the square when causal, as the field counts, the band of a window."""
+        """(query, key) pairs that count as work: half the square when causal, as the field counts; a window's band."""
         if self.lengths:
             return sum(n * n for n in self.lengths) * (0.5 if self.causal else 1.0)
         if self.window:
@@ -92,8 +92,8 @@ def decode():
 def paged():
     for label, b, keys, hq, hkv in DECODE:
         for page in (0, 256, 16, 1):
-            yield Case("paged", f"{label} page {page}" if page else label, b, hq, hkv, 1, keys, 128, page=page, cold=True,
-                       plain=label if page else "")
+            yield Case("paged", f"{label} page {page}" if page else label, b, hq, hkv, 1, keys, 128, page=page,
+                       cold=True, plain=label if page else "")
 
 
 def features():
@@ -205,18 +205,16 @@ def cases_of(names):
 
 def shrunk(case):
     """The same features at sizes that a CPU does at once."""
-    def least(n, to):
-        return n if n <= to else to
     group = case.hq // case.hkv
-    hkv = least(case.hkv, 2)
-    changes = {"b": least(case.b, 2), "hkv": hkv, "hq": hkv * group, "sq": least(case.sq, 96), "sk": least(case.sk, 128)}
+    hkv = min(case.hkv, 2)
+    changes = {"b": min(case.b, 2), "hkv": hkv, "hq": hkv * group, "sq": min(case.sq, 96), "sk": min(case.sk, 128)}
     if case.sq == case.sk:
         changes["sk"] = changes["sq"]
     if case.lengths:
-        lengths = tuple(least(n, 40 + 7 * i) for i, n in enumerate(case.lengths[:3]))
+        lengths = tuple(min(n, 40 + 7 * i) for i, n in enumerate(case.lengths[:3]))
         changes.update(lengths=lengths, b=len(lengths), sq=max(lengths), sk=max(lengths))
     if case.page:
-        changes["page"] = least(case.page, 16)
+        changes["page"] = min(case.page, 16)
     if case.window:
         changes["window"] = 17
     return dataclasses.replace(case, **changes)

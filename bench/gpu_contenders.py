@@ -1,5 +1,5 @@
-"""heed and its peers on a GPU behind one shape: an implementation prepares a Case into Contenders, whose run(i) does the
-work once over the i-th set of inputs on torch's current stream.
+"""heed and its peers on a GPU behind one shape: an implementation prepares a Case into Contenders, whose run(i) does
+the work once over the i-th set of inputs on torch's current stream.
 
 Tensors are torch's and lie as [batch, seqlen, heads, head_dim] in memory. Everyone writes lse beside the output where
 it can: torch's operators are called by name, because scaled_dot_product_attention leaves lse out without gradients.
@@ -19,7 +19,7 @@ class Unavailable(Exception):
 
 
 def aligned(shape, dtype, device):
-    """Uninitialised, at a multiple of 128 bytes: one plan then serves every set. The CPU's allocator promises only 64."""
+    """Uninitialised, at a multiple of 128 bytes (the CPU's allocator promises 64), so one plan serves every set."""
     count = math.prod(shape) * dtype.itemsize
     memory = torch.empty(count + 128, dtype=torch.uint8, device=device)
     begin = -memory.data_ptr() % 128
@@ -191,8 +191,9 @@ class Flash2:
         self.device, self.version = device, f"torch {torch.__version__}"
 
     def prepare(self, case, tensors):
-        _refuse(case, paged="no pages in torch's", bias="no bias", mask="no mask tensor", softcap="no softcap in torch's",
-                sinks="no sinks", f32="16-bit only", dv="head_dim_v as head_dim", batch_invariant="no such promise")
+        _refuse(case, paged="no pages in torch's", bias="no bias", mask="no mask tensor", sinks="no sinks",
+                softcap="no softcap in torch's", f32="16-bit only", dv="head_dim_v as head_dim",
+                batch_invariant="no such promise")
         window = {"window_size_left": case.window, "window_size_right": 0} if case.window else {}
         extra = {"alibi_slopes": tensors.slopes} if case.alibi else {}
         longest = max(case.lengths) if case.lengths else 0

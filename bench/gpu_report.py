@@ -91,8 +91,8 @@ def gates(report):
                            note=label))
     calls = [row["host_call_us"] for row in report["rows"] if row.get("host_call_us")]
     if calls:
-        found.append(_gate("host time of a call with its plan cached, from C, median of cells", sorted(calls)[len(calls) // 2],
-                           3.0, below=True, unit="us"))
+        found.append(_gate("host time of a call with its plan cached, from C, median of cells",
+                           sorted(calls)[len(calls) // 2], 3.0, below=True, unit="us"))
     for cache, most in (("empty", 1500.0), ("warm", 50.0)):
         times = [row["first_call_ms"] for row in report.get("startup", []) if row["cache"] == cache]
         if times:
@@ -132,7 +132,8 @@ def text(report, regime="rested"):
     plain = rows.against_plain()
     if plain:
         lines.append("beside the plain call: time, work")
-        lines += [f"  {group}: {label}: {time:.3f}x, {work:.3f}x of {of}" for group, label, of, time, work in plain] + [""]
+        lines += [f"  {group}: {label}: {time:.3f}x, {work:.3f}x of {of}" for group, label, of, time, work in plain]
+        lines.append("")
     hot = Rows(report["rows"], "hot")
     lines.append("heed of peers, geometric mean (least cell):")
     for group in rows.groups():

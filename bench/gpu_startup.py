@@ -2,7 +2,8 @@
 """What the first call of a process costs on a GPU: a program of its own, without PyTorch, run by peers_gpu.py with an
 empty kernel cache and with a warm one. Prints one JSON object of milliseconds.
 
-    HEED_CACHE_DIR=/tmp/empty PYTHONPATH=build/gpu python3 bench/gpu_startup.py 'attention hq=8 sq=512 d=64 bf16 device=cuda'
+    HEED_CACHE_DIR=/tmp/empty PYTHONPATH=build/gpu \\
+        python3 bench/gpu_startup.py 'attention hq=8 sq=512 d=64 bf16 device=cuda'
 """
 
 import json

@@ -89,7 +89,7 @@ def summary(seconds):
 
 
 def python_host_us(contender, calls=64, samples=15):
-    """Microseconds of the calling thread for one call from Python; few enough calls that the driver's queue never fills."""
+    """Microseconds of the calling thread for one call from Python; too few calls to fill the driver's queue."""
     taken = []
     for _ in range(samples):
         torch.cuda.synchronize()

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""heed beside FlashAttention-2, cuDNN, the memory-efficient kernel and FlexAttention (all as torch has them) on one GPU:
-one process, one run, samples taken in turn. docs/measuring.md has the protocol.
+"""heed beside FlashAttention-2, cuDNN, the memory-efficient kernel and FlexAttention (all as torch has them) on one
+GPU: one process, one run, samples taken in turn. docs/measuring.md has the protocol.
 
     PYTHONPATH=build/gpu python3 bench/peers_gpu.py --json out/gpu.json --plot out/gpu.png
     PYTHONPATH=build/gpu python3 bench/peers_gpu.py --grids fwd,decode --budget 300
@@ -25,8 +25,8 @@ import gpu_cases
 import gpu_report
 
 PEERS = ("heed", "fa2", "cudnn", "efficient", "flex")
-# Where nothing would be learnt, time is saved: the memory-efficient kernel is far behind on the large grids, and rows that
-# the planner did not choose are timed where choices are close.
+# Where nothing would be learnt, time is saved: the memory-efficient kernel is far behind on the large grids, and rows
+# that the planner did not choose are timed where choices are close.
 WITHOUT_EFFICIENT = ("fwd", "gqa", "without_lse")
 WITH_FORCED_ROWS = ("fwd", "decode", "short", "gqa", "varlen", "dims", "dtypes", "models")
 REGIMES = ("rested", "hot")
@@ -103,7 +103,7 @@ class Run:
         self.report["notes"].setdefault(reason, []).append(f"{case.group} {case.label}")
 
     def refused(self, name, error, case):
-        """Notes why a contender does not take part; raises where the context is gone, and every figure to come with it."""
+        """Notes why a contender does not take part; raises where the context, and every later figure, is lost."""
         if re.search(r"CUDA error: |CUDA_ERROR_(ILLEGAL|LAUNCH_FAILED|MISALIGNED|ASSERT|HARDWARE)", str(error)):
             raise Broken(f"{case.group} {case.label}: {name}: {str(error).splitlines()[0][:300]}") from error
         lines = str(error).splitlines() or [type(error).__name__]
@@ -145,7 +145,7 @@ class Run:
                 graph = gpu_timing.Graph(contender, sets)
                 if (contender.name.startswith("heed:") and graphs
                         and graph.rough_seconds > gpu_timing.SLOW * graphs[0].rough_seconds):
-                    self.note(f"{contender.name}: more than {gpu_timing.SLOW:g} times the planner's choice's time", case)
+                    self.note(f"{contender.name}: over {gpu_timing.SLOW:g} times the planner's choice's time", case)
                     continue
                 graph.capture()
                 graphs.append(graph)
@@ -161,7 +161,7 @@ class Run:
         return rows
 
     def host_times(self, graph):
-        """Of the calling thread, from Python and from C, where heed was chosen freely; it does not depend on the size, and
+        """Of the calling thread, from Python and from C, of the planner's choice. It does not depend on the size, so it
         is taken where the device is soon done."""
         import gpu_timing
         contender = graph.contender
@@ -199,7 +199,8 @@ class Run:
                     done = subprocess.run([sys.executable, str(program), line], capture_output=True, text=True,
                                           env={**os.environ, "HEED_CACHE_DIR": folder})
                     if done.returncode:
-                        self.report["notes"].setdefault(f"startup: {done.stderr.strip().splitlines()[-1]}", []).append(line)
+                        reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+                        self.report["notes"].setdefault(f"startup: {reason}", []).append(line)
                         break
                     self.report["startup"].append({"cache": cache, **json.loads(done.stdout)})
         self.write()

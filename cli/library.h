@@ -48,7 +48,10 @@ class DeviceBytes {
     require(heed_memory_allocate(device, index, bytes, &data_));
   }
   DeviceBytes(DeviceBytes&& other) noexcept
-      : device_(other.device_), index_(other.index_), data_(std::exchange(other.data_, nullptr)), bytes_(other.bytes_) {}
+      : device_(other.device_),
+        index_(other.index_),
+        data_(std::exchange(other.data_, nullptr)),
+        bytes_(other.bytes_) {}
   DeviceBytes& operator=(DeviceBytes&&) = delete;
   ~DeviceBytes() { heed_memory_free(device_, index_, data_); }
   void* data() const { return data_; }

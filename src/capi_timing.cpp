@@ -178,16 +178,16 @@ extern "C" {
 heed_status heed_attention_time(const heed_plan* plan, const heed_attention_args* args,
                                 const heed_timing_options* options, heed_timing* timing) {
   return heed::guarded([&]() -> heed::Status {
-    return heed::time_plan<heed::AttentionProblem>(plan, args, "attention", &heed_attention_run, &heed_attention, options,
-                                                   timing);
+    return heed::time_plan<heed::AttentionProblem>(plan, args, "attention", &heed_attention_run, &heed_attention,
+                                                   options, timing);
   });
 }
 
 heed_status heed_kv_append_time(const heed_plan* plan, const heed_kv_append_args* args,
                                 const heed_timing_options* options, heed_timing* timing) {
   return heed::guarded([&]() -> heed::Status {
-    return heed::time_plan<heed::KvAppendProblem>(plan, args, "kv_append", &heed_kv_append_run, &heed_kv_append, options,
-                                                  timing);
+    return heed::time_plan<heed::KvAppendProblem>(plan, args, "kv_append", &heed_kv_append_run, &heed_kv_append,
+                                                  options, timing);
   });
 }
 

@@ -18,7 +18,7 @@ namespace {
 template <class Struct>
 struct TensorField {
   const char* name;
-  heed_tensor Struct::* member;
+  heed_tensor Struct::*member;
 };
 
 constexpr TensorField<heed_attention_args> kAttentionTensors[] = {
@@ -134,14 +134,14 @@ nb::object get_tensor(PyArgs& self, const char* name) {
 }
 
 template <class PyArgs, class Struct, class Value>
-void bind_number(nb::class_<PyArgs>& type, const char* name, Value Struct::* member) {
+void bind_number(nb::class_<PyArgs>& type, const char* name, Value Struct::*member) {
   type.def_prop_rw(
       name, [member](const PyArgs& self) { return self.get().*member; },
       [member](PyArgs& self, Value value) { self.get().*member = value; });
 }
 
 template <class PyArgs, class Struct, class Pointee>
-void bind_pointer(nb::class_<PyArgs>& type, const char* name, Pointee* Struct::* member) {
+void bind_pointer(nb::class_<PyArgs>& type, const char* name, Pointee* Struct::*member) {
   type.def_prop_rw(
       name, [member](const PyArgs& self) { return reinterpret_cast<uintptr_t>(self.get().*member); },
       [member](PyArgs& self, uintptr_t value) { self.get().*member = reinterpret_cast<Pointee*>(value); });
@@ -159,23 +159,28 @@ void bind_common(nb::class_<PyArgs>& type) {
   });
   type.def("set_tensor", &set_tensor<PyArgs>, nb::arg("name"), nb::arg("pointer"), nb::arg("dtype"), nb::arg("shape"),
            nb::arg("strides").none() = nb::none(), "Strides in elements; None: contiguous.");
-  type.def("set_pointer", [](PyArgs& self, const char* name, uintptr_t pointer) {
-    tensor_of(self.get(), name).data = reinterpret_cast<void*>(pointer);
-  }, nb::arg("name"), nb::arg("pointer"), "Other memory of the same dtype, shape and strides.");
-  type.def("clear_tensor", [](PyArgs& self, const char* name) { tensor_of(self.get(), name) = heed_tensor{}; },
-           nb::arg("name"));
+  type.def(
+      "set_pointer",
+      [](PyArgs& self, const char* name, uintptr_t pointer) {
+        tensor_of(self.get(), name).data = reinterpret_cast<void*>(pointer);
+      },
+      nb::arg("name"), nb::arg("pointer"), "Other memory of the same dtype, shape and strides.");
+  type.def(
+      "clear_tensor", [](PyArgs& self, const char* name) { tensor_of(self.get(), name) = heed_tensor{}; },
+      nb::arg("name"));
   type.def("tensor", &get_tensor<PyArgs>, nb::arg("name"), "(pointer, dtype, shape, strides), or None where absent.");
-  type.def_prop_ro("tensors", [](const PyArgs& self) { return tensor_names(self.get()); },
-                   "Names of the tensors present.");
-  type.def_prop_ro("address", [](const PyArgs& self) { return reinterpret_cast<uintptr_t>(&self.get()); },
-                   "The C struct, for callers of the C interface.");
+  type.def_prop_ro(
+      "tensors", [](const PyArgs& self) { return tensor_names(self.get()); }, "Names of the tensors present.");
+  type.def_prop_ro(
+      "address", [](const PyArgs& self) { return reinterpret_cast<uintptr_t>(&self.get()); },
+      "The C struct, for callers of the C interface.");
   type.def_prop_rw(
       "executor",
       [](const PyArgs& self) {
         const heed_executor* executor = self.get().executor;
         return executor == nullptr || executor == heed_executor_pool() ? "pool"
-               : executor == heed_executor_serial()                   ? "serial"
-                                                                      : "given";
+               : executor == heed_executor_serial()                    ? "serial"
+                                                                       : "given";
       },
       [](PyArgs& self, const std::string& name) {
         if (name != "pool" && name != "serial") {
@@ -274,39 +279,54 @@ void bind_attention_args(nb::module_& module) {
   bind_pointer(type, "workspace", &A::workspace);
   bind_number(type, "workspace_bytes", &A::workspace_bytes);
 
-  type.def("problem", [](const AttentionArgs& self) {
-    heed_problem* problem = nullptr;
-    check(heed_attention_problem(&self.get(), &problem));
-    return Problem(problem);
-  }, "The problem that these arguments pose.");
-  type.def("validate", [](const AttentionArgs& self) {
-    heed_attention_args copy = self.get();
-    call_unlocked([&] { return heed_attention_validate(&copy); });
-  }, "Reads the lengths, offsets and page table that a run never looks at, and raises where they are wrong.");
-  type.def("run", [](const AttentionArgs& self, const Plan& plan) {
-    heed_attention_args copy = self.get();
-    call_unlocked([&] { return heed_attention_run(plan.get(), &copy); });
-  }, nb::arg("plan"));
-  type.def("__call__", [](const AttentionArgs& self, const BackendName& backend) {
-    heed_attention_args copy = self.get();
-    PlanOptions options(backend);
-    call_unlocked([&] { return heed_attention(&copy, &options.options); });
-  }, nb::arg("backend").none() = nb::none(), "Problem, cached plan, workspace and run in one.");
+  type.def(
+      "problem",
+      [](const AttentionArgs& self) {
+        heed_problem* problem = nullptr;
+        check(heed_attention_problem(&self.get(), &problem));
+        return Problem(problem);
+      },
+      "The problem that these arguments pose.");
+  type.def(
+      "validate",
+      [](const AttentionArgs& self) {
+        heed_attention_args copy = self.get();
+        call_unlocked([&] { return heed_attention_validate(&copy); });
+      },
+      "Reads the lengths, offsets and page table that a run never looks at, and raises where they are wrong.");
+  type.def(
+      "run",
+      [](const AttentionArgs& self, const Plan& plan) {
+        heed_attention_args copy = self.get();
+        call_unlocked([&] { return heed_attention_run(plan.get(), &copy); });
+      },
+      nb::arg("plan"));
+  type.def(
+      "__call__",
+      [](const AttentionArgs& self, const BackendName& backend) {
+        heed_attention_args copy = self.get();
+        PlanOptions options(backend);
+        call_unlocked([&] { return heed_attention(&copy, &options.options); });
+      },
+      nb::arg("backend").none() = nb::none(), "Problem, cached plan, workspace and run in one.");
 
-  module.def("attention_run", [](const Plan& plan, const AttentionArgs& args, uintptr_t q, uintptr_t k, uintptr_t v,
-                                 uintptr_t out, uintptr_t lse, uintptr_t workspace, size_t workspace_bytes) {
-    heed_attention_args copy = args.get();
-    copy.q.data = pointer_of(q);
-    copy.k.data = pointer_of(k);
-    copy.v.data = pointer_of(v);
-    copy.out.data = pointer_of(out);
-    copy.lse.data = pointer_of(lse);
-    copy.workspace = pointer_of(workspace);
-    copy.workspace_bytes = workspace_bytes;
-    call_unlocked([&] { return heed_attention_run(plan.get(), &copy); });
-  }, nb::arg("plan"), nb::arg("args"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("lse") = 0,
-     nb::arg("workspace") = 0, nb::arg("workspace_bytes") = 0,
-     "Runs a plan over these pointers, the rest taken from `args`, which stays as it is: threads may share it.");
+  module.def(
+      "attention_run",
+      [](const Plan& plan, const AttentionArgs& args, uintptr_t q, uintptr_t k, uintptr_t v, uintptr_t out,
+         uintptr_t lse, uintptr_t workspace, size_t workspace_bytes) {
+        heed_attention_args copy = args.get();
+        copy.q.data = pointer_of(q);
+        copy.k.data = pointer_of(k);
+        copy.v.data = pointer_of(v);
+        copy.out.data = pointer_of(out);
+        copy.lse.data = pointer_of(lse);
+        copy.workspace = pointer_of(workspace);
+        copy.workspace_bytes = workspace_bytes;
+        call_unlocked([&] { return heed_attention_run(plan.get(), &copy); });
+      },
+      nb::arg("plan"), nb::arg("args"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("out"), nb::arg("lse") = 0,
+      nb::arg("workspace") = 0, nb::arg("workspace_bytes") = 0,
+      "Runs a plan over these pointers, the rest taken from `args`, which stays as it is: threads may share it.");
 }
 
 void bind_kv_append_args(nb::module_& module) {
@@ -328,15 +348,21 @@ void bind_kv_append_args(nb::module_& module) {
     heed_kv_append_args copy = self.get();
     call_unlocked([&] { return heed_kv_append_validate(&copy); });
   });
-  type.def("run", [](const KvAppendArgs& self, const Plan& plan) {
-    heed_kv_append_args copy = self.get();
-    call_unlocked([&] { return heed_kv_append_run(plan.get(), &copy); });
-  }, nb::arg("plan"));
-  type.def("__call__", [](const KvAppendArgs& self, const BackendName& backend) {
-    heed_kv_append_args copy = self.get();
-    PlanOptions options(backend);
-    call_unlocked([&] { return heed_kv_append(&copy, &options.options); });
-  }, nb::arg("backend").none() = nb::none());
+  type.def(
+      "run",
+      [](const KvAppendArgs& self, const Plan& plan) {
+        heed_kv_append_args copy = self.get();
+        call_unlocked([&] { return heed_kv_append_run(plan.get(), &copy); });
+      },
+      nb::arg("plan"));
+  type.def(
+      "__call__",
+      [](const KvAppendArgs& self, const BackendName& backend) {
+        heed_kv_append_args copy = self.get();
+        PlanOptions options(backend);
+        call_unlocked([&] { return heed_kv_append(&copy, &options.options); });
+      },
+      nb::arg("backend").none() = nb::none());
 }
 
 }  // namespace

@@ -45,7 +45,10 @@ std::string text_of(Call&& call) {
 
 class Problem {
  public:
-  explicit Problem(const char* line) { check(heed_problem_parse(line, &owned_)); handle_ = owned_; }
+  explicit Problem(const char* line) {
+    check(heed_problem_parse(line, &owned_));
+    handle_ = owned_;
+  }
   // Takes the handle over; `view` looks at one that something else keeps alive.
   explicit Problem(heed_problem* owned) : owned_(owned), handle_(owned) {}
   static Problem view(const heed_problem* handle) {
@@ -55,7 +58,9 @@ class Problem {
   }
   Problem(Problem&& other) noexcept : owned_(other.owned_), handle_(other.handle_) { other.owned_ = nullptr; }
   Problem& operator=(Problem&&) = delete;
-  ~Problem() { if (owned_ != nullptr) heed_problem_destroy(owned_); }
+  ~Problem() {
+    if (owned_ != nullptr) heed_problem_destroy(owned_);
+  }
   const heed_problem* get() const { return handle_; }
 
  private:

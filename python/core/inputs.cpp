@@ -100,18 +100,24 @@ nb::dict kv_append_check(const KvAppendArgs& before, const KvAppendArgs& after) 
 void bind_inputs(nb::module_& module) {
   nb::class_<Inputs>(module, "Inputs", "Tensors made from a problem line: the same line, the same bits, everywhere.")
       .def(nb::init<const char*>(), nb::arg("line"))
-      .def_prop_ro("problem", [](const Inputs& self) { return Problem::view(heed_inputs_problem(self.get())); },
-                   nb::keep_alive<0, 1>())
-      .def_prop_ro("args", [](const Inputs& self) -> nb::object {
-        heed_attention_args* attention = heed_inputs_attention(self.get());
-        if (attention != nullptr) return nb::cast(AttentionArgs(attention));
-        return nb::cast(KvAppendArgs(heed_inputs_kv_append(self.get())));
-      }, nb::keep_alive<0, 1>(), "Arguments over these tensors, to run as they are.")
+      .def_prop_ro(
+          "problem", [](const Inputs& self) { return Problem::view(heed_inputs_problem(self.get())); },
+          nb::keep_alive<0, 1>())
+      .def_prop_ro(
+          "args",
+          [](const Inputs& self) -> nb::object {
+            heed_attention_args* attention = heed_inputs_attention(self.get());
+            if (attention != nullptr) return nb::cast(AttentionArgs(attention));
+            return nb::cast(KvAppendArgs(heed_inputs_kv_append(self.get())));
+          },
+          nb::keep_alive<0, 1>(), "Arguments over these tensors, to run as they are.")
       .def("tensor", &tensor_array, nb::arg("name"),
            "A NumPy array over the tensor; f16 and bf16 as their bits (uint16); None where absent.")
-      .def("poison", [](Inputs& self) { check(heed_inputs_poison(self.get())); }, "Fills the outputs with NaN again.")
-      .def("check_guards", [](const Inputs& self) { check(heed_inputs_check_guards(self.get())); },
-           "Raises where a byte was written outside the outputs' elements.");
+      .def(
+          "poison", [](Inputs& self) { check(heed_inputs_poison(self.get())); }, "Fills the outputs with NaN again.")
+      .def(
+          "check_guards", [](const Inputs& self) { check(heed_inputs_check_guards(self.get())); },
+          "Raises where a byte was written outside the outputs' elements.");
   module.def("attention_check", &attention_check, nb::arg("args"),
              "Judges the outputs that `args` holds against the double-precision reference.");
   module.def("kv_append_check", &kv_append_check, nb::arg("before"), nb::arg("after"));

@@ -25,8 +25,8 @@ ErrorType error_types[] = {
     {HEED_INVALID_ARGUMENT, "InvalidArgument",
      "An argument is wrong; the sentence names it, its value and what is allowed.", &PyExc_ValueError, nullptr},
     {HEED_NOT_SUPPORTED, "NotSupported",
-     "Right, but done by no backend asked; the sentence says by which and what is nearest.",
-     &PyExc_NotImplementedError, nullptr},
+     "Right, but done by no backend asked; the sentence says by which and what is nearest.", &PyExc_NotImplementedError,
+     nullptr},
     {HEED_NOT_FOUND, "NotFound", "No backend, file or variable of that name.", &PyExc_LookupError, nullptr},
     {HEED_OUT_OF_MEMORY, "OutOfMemory", "Memory could not be had.", &PyExc_MemoryError, nullptr},
     {HEED_INITIALIZATION_FAILED, "InitializationFailed", "A device or a thread pool could not be started.", nullptr,
@@ -96,11 +96,12 @@ std::string explain(const Problem& problem, const BackendName& backend) {
 void bind_problem_and_plan(nb::module_& module) {
   nb::class_<Problem>(module, "Problem", "What is asked, without pointers. Reads a problem line; str() prints it.")
       .def(nb::init<const char*>(), nb::arg("line"))
-      .def("__str__", [](const Problem& problem) {
-        return text_of([&](char* buffer, size_t bytes, size_t* needed) {
-          return heed_problem_print(problem.get(), buffer, bytes, needed);
-        });
-      })
+      .def("__str__",
+           [](const Problem& problem) {
+             return text_of([&](char* buffer, size_t bytes, size_t* needed) {
+               return heed_problem_print(problem.get(), buffer, bytes, needed);
+             });
+           })
       .def_prop_ro("op", [](const Problem& problem) { return heed_problem_op(problem.get()); })
       .def_prop_ro("flops", [](const Problem& problem) { return heed_problem_flops(problem.get()); })
       .def_prop_ro("bytes", [](const Problem& problem) { return heed_problem_bytes(problem.get()); })
@@ -109,15 +110,17 @@ void bind_problem_and_plan(nb::module_& module) {
 
   nb::class_<Plan>(module, "Plan", "How a problem will be done. Immutable; any number of threads may run it at once.")
       .def(nb::init<const Problem&, const BackendName&>(), nb::arg("problem"), nb::arg("backend").none() = nb::none())
-      .def("__str__", [](const Plan& plan) {
-        return text_of([&](char* buffer, size_t bytes, size_t* needed) {
-          return heed_plan_print(plan.get(), buffer, bytes, needed);
-        });
-      })
+      .def("__str__",
+           [](const Plan& plan) {
+             return text_of([&](char* buffer, size_t bytes, size_t* needed) {
+               return heed_plan_print(plan.get(), buffer, bytes, needed);
+             });
+           })
       .def_prop_ro("impl", [](const Plan& plan) { return heed_plan_impl(plan.get()); })
       .def_prop_ro("workspace_bytes", [](const Plan& plan) { return heed_plan_workspace_bytes(plan.get()); })
-      .def_prop_ro("address", [](const Plan& plan) { return reinterpret_cast<uintptr_t>(plan.get()); },
-                   "The heed_plan*, for callers of the C interface.");
+      .def_prop_ro(
+          "address", [](const Plan& plan) { return reinterpret_cast<uintptr_t>(plan.get()); },
+          "The heed_plan*, for callers of the C interface.");
 }
 
 nb::list config() {
@@ -184,19 +187,24 @@ NB_MODULE(_core, module) {
 
   module.def("version", &heed_version);
   module.def("abi_version", &heed_abi_version);
-  module.def("info", [] { return text_of(&heed_info); }, "The machine, its backends and why any is missing, as text.");
-  module.def("stream_synchronize", [](heed_device device, int32_t index, uintptr_t stream) {
-    heed_status status = HEED_OK;
-    std::string message;  // the error text is this thread's, and to be read before the lock is taken again
-    {
-      nb::gil_scoped_release unlocked;
-      status = heed_stream_synchronize(device, index, reinterpret_cast<void*>(stream));
-      if (status != HEED_OK) message = heed_last_error();
-    }
-    if (status != HEED_OK) throw StatusError(status, message);
-  }, nb::arg("device"), nb::arg("index") = -1, nb::arg("stream") = 0, "Waits for the work on a stream.");
-  module.def("set_nvrtc_folder", [](const std::string& folder) { check(heed_set_nvrtc_folder(folder.c_str())); },
-             nb::arg("folder"), "Where libnvrtc lies, if neither HEED_NVRTC nor the system says; \"\" forgets it.");
+  module.def(
+      "info", [] { return text_of(&heed_info); }, "The machine, its backends and why any is missing, as text.");
+  module.def(
+      "stream_synchronize",
+      [](heed_device device, int32_t index, uintptr_t stream) {
+        heed_status status = HEED_OK;
+        std::string message;  // the error text is this thread's, and to be read before the lock is taken again
+        {
+          nb::gil_scoped_release unlocked;
+          status = heed_stream_synchronize(device, index, reinterpret_cast<void*>(stream));
+          if (status != HEED_OK) message = heed_last_error();
+        }
+        if (status != HEED_OK) throw StatusError(status, message);
+      },
+      nb::arg("device"), nb::arg("index") = -1, nb::arg("stream") = 0, "Waits for the work on a stream.");
+  module.def(
+      "set_nvrtc_folder", [](const std::string& folder) { check(heed_set_nvrtc_folder(folder.c_str())); },
+      nb::arg("folder"), "Where libnvrtc lies, if neither HEED_NVRTC nor the system says; \"\" forgets it.");
   module.def("config", &config, "Every HEED_* variable: a list of dicts.");
   module.def("plan_cache", &plan_cache, "Hits, misses, entries and capacity of the one-call functions' cache.");
   module.def("plan_cache_clear", &heed_plan_cache_clear);

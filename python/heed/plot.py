@@ -152,7 +152,7 @@ def _draw_panel(axes, report, panel, others):
 
 
 def _gpu_panels(rows):
-    """[(title, kind, rows)]: a panel of lines for each head_dim and mask of the forward grid, one of bars for the rest."""
+    """[(title, kind, rows)]: panels of lines for each head_dim and mask of the forward grid, of bars for the rest."""
     forward = [row for row in rows if row["group"] == "fwd"]
     for d in sorted({row["d"] for row in forward}):
         for causal in (False, True):
@@ -210,8 +210,8 @@ def draw_gpu(report, path, regime="rested"):
     figure.tight_layout(rect=(0, 0.4 / height, 1, 1 - 0.72 / height), h_pad=1.4, w_pad=2.0)
     figure.legend(handles=handles, loc="upper left", ncols=len(handles), bbox_to_anchor=(0.01, 1 - 0.26 / height),
                   fontsize=8)
-    figure.text(0.015, 1 - 0.16 / height, f"Exact attention on {report['gpu']}, {regime}: higher is better", fontsize=11,
-                fontweight="bold", va="center")
+    figure.text(0.015, 1 - 0.16 / height, f"Exact attention on {report['gpu']}, {regime}: higher is better",
+                fontsize=11, fontweight="bold", va="center")
     source = "  ·  ".join(str(report[key]) for key in ("driver", "date", "command") if report.get(key))
     figure.text(0.015, 0.08 / height, textwrap.fill(f"Medians, bars from p10 to p90  ·  driver {source}", width=220),
                 fontsize=6.5, color="#555555", va="bottom")
