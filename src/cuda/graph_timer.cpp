@@ -1,6 +1,7 @@
 #include "cuda/graph_timer.h"
 
 #include <chrono>
+#include <utility>
 
 #include "base/format.h"
 
@@ -59,6 +60,7 @@ Result<double> GraphTimer::rough_us(const Enqueue& work) {
 
 Status GraphTimer::capture(const Enqueue& work, int32_t calls) {
   const Driver& cuda = *driver().value();
+  if (graph_ != nullptr) cuda.graph_exec_destroy(std::exchange(graph_, nullptr));
   calls_ = calls;
   HEED_CUDA_TRY(stream_begin_capture(stream_, kCaptureThreadLocal), "cuStreamBeginCapture(thread-local)");
   Status status;

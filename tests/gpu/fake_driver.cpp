@@ -102,6 +102,10 @@ int64_t fake_cuda_calls(const char* function) {
   const std::lock_guard lock(state().mutex);
   return state().calls[function];
 }
+int32_t fake_cuda_enter(const char* function) {
+  const std::lock_guard lock(state().mutex);
+  return enter(function);
+}
 void* fake_cuda_last_stream() { return state().last_stream; }
 
 #define FAKE_ENTER                                                       \

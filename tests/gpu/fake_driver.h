@@ -14,6 +14,12 @@ void fake_cuda_capture(void* stream, int32_t on);
 int64_t fake_cuda_live_allocations();
 // How often a driver function was called.
 int64_t fake_cuda_calls(const char* function);
+// Counts a call of this driver function: the code with which it has to fail, or 0.
+int32_t fake_cuda_enter(const char* function);
+// Work of so many microseconds on the stream, or in the graph that it is being captured into.
+void fake_cuda_work(void* stream, double us);
+// Streams, events and graphs that were not destroyed.
+int64_t fake_cuda_live_objects();
 // The stream of the last cuMemAllocAsync or cuMemFreeAsync.
 void* fake_cuda_last_stream();
 }
