@@ -229,7 +229,7 @@ TEST_F(FakeDriver, PoisonRestoresACacheOnTheDevice) {
 
 // ---- the judge ------------------------------------------------------------------------------------------------------
 
-// The reference's results, put where a kernel would have written them, are judged right; one byte of them changed, wrong.
+// The reference's results, put where a kernel would write them, are judged right; with one byte changed, wrong.
 template <class Args>
 void copy_outputs(const Args& from, const Args& to, std::initializer_list<heed_tensor Args::*> outputs) {
   for (const auto output : outputs) {

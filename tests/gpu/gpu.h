@@ -25,7 +25,7 @@ class GpuTest : public ::testing::Test {
   }
 };
 
-// Of the driver, what only tests call.
+// Of the driver, what only tests call; null where this driver has it no longer.
 struct TestCalls {
   cuda::CUresult (*mem_get_info)(size_t* free_bytes, size_t* total) = nullptr;
   cuda::CUresult (*ctx_create)(cuda::CUcontext*, uint32_t flags, cuda::CUdevice) = nullptr;

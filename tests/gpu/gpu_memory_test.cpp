@@ -22,6 +22,10 @@ constexpr size_t kMiB = size_t{1} << 20;
 size_t free_memory() {
   const cuda::ContextScope scope(0);
   size_t free_bytes = 0, total = 0;
+  if (testing::test_calls().mem_get_info == nullptr) {
+    ADD_FAILURE() << "the driver lacks cuMemGetInfo_v2";
+    return 0;
+  }
   EXPECT_EQ(testing::test_calls().mem_get_info(&free_bytes, &total), cuda::kCudaSuccess);
   return free_bytes;
 }

@@ -45,7 +45,7 @@ void skip_first(heed_tensor& tensor, int32_t dim, int64_t count) {
   tensor.shape[dim] -= count;
 }
 
-// The arguments of sequences [first, first + count) alone, over the same memory. The packed ones' offsets are in `memory`.
+// The arguments of sequences [first, first + count) alone, over the same memory; packed ones' offsets are in `memory`.
 heed_attention_args part_of(const heed_attention_args& whole, int64_t first, int64_t count,
                             std::vector<std::unique_ptr<DeviceMemory>>& memory) {
   heed_attention_args part = whole;
@@ -80,12 +80,13 @@ heed_attention_args part_of(const heed_attention_args& whole, int64_t first, int
   return part;
 }
 
-void expect_batch_invariant(const std::string& line) {
-  SCOPED_TRACE(line);
-  LineRun problem(line + " batch_invariant lse device=cuda");
-  ASSERT_EQ(problem.error(), "");
+// `row`: "" is the planner's choice for each batch by itself.
+void expect_same_bits_in_parts(LineRun& problem, const std::string& row) {
+  SCOPED_TRACE(row);
+  const heed_plan_options forced = {sizeof forced, row.c_str()}, *const options = row.empty() ? nullptr : &forced;
   const heed_attention_args& whole = *problem.attention();
-  ASSERT_EQ(heed_attention(&whole, nullptr), HEED_OK) << heed_last_error();
+  ASSERT_EQ(problem.poison(), "");
+  ASSERT_EQ(heed_attention(&whole, options), HEED_OK) << heed_last_error();
   ASSERT_EQ(heed_stream_synchronize(HEED_DEVICE_CUDA, 0, nullptr), HEED_OK) << heed_last_error();
   EXPECT_EQ(problem.judge(), "");
   const std::vector<unsigned char> together = problem.outputs();
@@ -95,11 +96,19 @@ void expect_batch_invariant(const std::string& line) {
     for (int64_t first = 0; first < batch; first += size) {
       std::vector<std::unique_ptr<DeviceMemory>> memory;
       const heed_attention_args part = part_of(whole, first, std::min(size, batch - first), memory);
-      ASSERT_EQ(heed_attention(&part, nullptr), HEED_OK) << heed_last_error();
+      ASSERT_EQ(heed_attention(&part, options), HEED_OK) << heed_last_error();
       ASSERT_EQ(heed_stream_synchronize(HEED_DEVICE_CUDA, 0, nullptr), HEED_OK) << heed_last_error();
     }
     EXPECT_TRUE(problem.outputs() == together) << "other bits in batches of " << size;
   }
+}
+
+void expect_batch_invariant(const std::string& line) {
+  SCOPED_TRACE(line);
+  LineRun problem(line + " batch_invariant lse device=cuda");
+  ASSERT_EQ(problem.error(), "");
+  expect_same_bits_in_parts(problem, "");
+  for (const std::string& row : problem.accepting()) expect_same_bits_in_parts(problem, row);
 }
 
 TEST_F(GpuServing, BatchInvariance) {
@@ -178,7 +187,8 @@ TEST_F(GpuServing, GraphsReplayWithOtherLengths) {
 
 // A step of decoding: append, then attention over what the cache holds then.
 TEST_F(GpuServing, AppendIsPartOfAGraph) {
-  LineRun append("kv_append b=3 hq=4 hkv=2 sn=1 sk=64 d=64 bf16 rotary=64 page=16 lk=10,29,14 pages=shuffled device=cuda");
+  LineRun append(
+      "kv_append b=3 hq=4 hkv=2 sn=1 sk=64 d=64 bf16 rotary=64 page=16 lk=10,29,14 pages=shuffled device=cuda");
   ASSERT_EQ(append.error(), "");
   ASSERT_EQ(append.run("cuda/kv_append", RunStyle()), "");
   const std::vector<unsigned char> eager = append.outputs();
@@ -273,6 +283,7 @@ TEST_F(GpuServing, OnePlanOnManyThreadsAndStreams) {
 
 // Calls in a context that the caller made, while another thread calls in the primary one.
 TEST_F(GpuServing, ContextsOfTheCaller) {
+  if (test_calls().ctx_create == nullptr) GTEST_SKIP() << "the driver lacks cuCtxCreate_v2";
   const char* line = "attention b=2 hq=4 hkv=2 sq=150 d=64 bf16 causal lse device=cuda";
   const auto run = [&](const Stream* stream) -> std::vector<unsigned char> {
     LineRun problem(line);

@@ -191,8 +191,8 @@ class LineRun {
     return failure;
   }
 
-  // On a GPU: from now on the attention inputs, or those of kv_append, are copies that end where their memory ends, for a
-  // tool that sees reads past it. What says that inputs do not change looks at the originals.
+  // On a GPU: from now on the forward pass's inputs, or those of kv_append, are copies that end where their memory ends,
+  // for a tool that sees reads past it. What says that inputs do not change looks at the originals.
   void give_inputs_exact_memory() {
     if (place_.device == HEED_DEVICE_CPU) return;
     if (attention_ != nullptr) {
