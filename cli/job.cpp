@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <cstddef>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 namespace heed::cli {
 namespace {
@@ -68,11 +70,27 @@ constexpr AppendTensor kAppendOutputs[] = {
     {"q_out", &heed_kv_append_args::q_out},
 };
 
+// The tensor as it is, or over a copy of what the GPU's memory holds from its first to its last element.
+heed_tensor on_host(heed_tensor view, heed_device device, int32_t device_index, std::vector<std::byte>& memory) {
+  if (device == HEED_DEVICE_CPU) return view;
+  int64_t last = 0;
+  for (int32_t dim = 0; dim < view.ndim; ++dim) {
+    if (view.shape[dim] == 0) return view;
+    last += (view.shape[dim] - 1) * view.stride[dim];
+  }
+  memory.resize(static_cast<size_t>(last + 1) * heed_dtype_bytes(view.dtype));
+  require(heed_memory_copy(memory.data(), HEED_DEVICE_CPU, view.data, device, device_index, memory.size()));
+  view.data = memory.data();
+  return view;
+}
+
 template <class Args, class Rows>
 void collect(const Args& arguments, const Rows& rows, NamedTensors& tensors) {
   for (const auto& row : rows) {
     const heed_tensor& view = arguments.*row.view;
-    if (view.dtype != HEED_DTYPE_NONE) tensors.emplace(row.name, copy_view(view));
+    if (view.dtype == HEED_DTYPE_NONE) continue;
+    std::vector<std::byte> memory;
+    tensors.emplace(row.name, copy_view(on_host(view, arguments.device, arguments.device_index, memory)));
   }
 }
 

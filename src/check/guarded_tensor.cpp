@@ -68,7 +68,7 @@ void GuardedTensor::guard_reads([[maybe_unused]] bool on) const {
 #if defined(__SANITIZE_ADDRESS__)
   const unsigned char* const end = base_ + span_ * dtype_bytes(dtype_);
   const unsigned char* const storage_end = storage_.data() + storage_.size();
-  if (on) {
+  if (on && device_memory_ == nullptr) {  // what is copied to and from a device is copied whole
     ASAN_POISON_MEMORY_REGION(storage_.data(), base_ - storage_.data());
     ASAN_POISON_MEMORY_REGION(end, storage_end - end);
   } else {
