@@ -42,6 +42,14 @@ struct AttentionFiles {
   bool operator==(const AttentionFiles&) const = default;
 };
 
+struct WarmRequest {
+  std::vector<std::string> words;
+  std::string arch;                                 // "": of the GPU here
+  int jobs = 0;                                     // 0: one per core
+  bool json = false;
+};
+int run_warm(const WarmRequest& request);
+
 struct RunRequest {
   std::vector<std::string> words;                   // a problem line instead of files, or input files
   AttentionFiles files;

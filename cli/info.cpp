@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <sstream>
+
 #include "commands.h"
 #include "library.h"
 #include "machine_facts.h"
@@ -13,7 +15,32 @@ constexpr const char* kPlainLines[] = {
     "attention hq=2 hkv=1 sq=64 sk=64 d=64",
     "attention pass=bwd hq=2 hkv=1 sq=64 sk=64 d=64",
     "kv_append hkv=1 sn=1 sk=64 d=64",
+    "attention hq=2 hkv=1 sq=64 sk=64 d=64 bf16 device=cuda",
+    "kv_append hkv=1 sn=1 sk=64 d=64 bf16 device=cuda",
 };
+
+std::string info_text() {
+  return read_text([](char* buffer, size_t bytes, size_t* needed) { return heed_info(buffer, bytes, needed); });
+}
+
+// The entries of the section "gpu": {"device 0": "NVIDIA ...", "compiler": "NVRTC ...", ...}.
+nlohmann::json gpu_json(const std::string& info) {
+  constexpr size_t kValue = 20;  // the column where values start
+  nlohmann::json entries = nlohmann::json::object();
+  std::istringstream lines(info);
+  std::string name, section;
+  for (std::string line; std::getline(lines, line);) {
+    if (!line.starts_with(' ')) section = line;
+    if (section != "gpu" || line.size() <= kValue) continue;
+    const std::string key = line.substr(2, line.find("  ", 2) - 2);
+    if (!key.starts_with(' ')) name = key;
+    std::string value = entries.value(name, "");
+    if (!value.empty()) value += '\n';
+    value += line.substr(kValue);
+    entries[name] = value;
+  }
+  return entries;
+}
 
 std::vector<heed_config_entry> config_entries() {
   std::vector<heed_config_entry> entries;
@@ -48,6 +75,7 @@ int print_json() {
   const nlohmann::json all = {{"heed", heed_version()},
                               {"abi", heed_abi_version()},
                               {"machine", machine_facts()},
+                              {"gpu", gpu_json(info_text())},
                               {"implementations", implementations},
                               {"config", config}};
   fmt::print("{}\n", all.dump(2));
@@ -58,8 +86,7 @@ int print_json() {
 
 int run_info(const InfoRequest& request) {
   if (request.json) return print_json();
-  const std::string text =
-      read_text([](char* buffer, size_t bytes, size_t* needed) { return heed_info(buffer, bytes, needed); });
+  const std::string text = info_text();
   fmt::print("{}", text);
   if (!text.ends_with('\n')) fmt::print("\n");
   return 0;

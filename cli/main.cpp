@@ -183,6 +183,19 @@ void add_bench(CLI::App& app, BenchRequest& request) {
   command->add_option("--json", request.json, "Write the figures here too")->type_name("FILE");
 }
 
+void add_warm(CLI::App& app, WarmRequest& request) {
+  CLI::App* command = add_command(app, "warm", "Compile ahead the GPU kernels that problems need, into the kernel cache",
+                                  "  heed warm attention b=4 hq=32 hkv=8 sq=4096 d=128 bf16 causal\n"
+                                  "  heed warm tests/problems/models.txt --arch sm_90a   # on a machine without a GPU");
+  command->add_option("problems", request.words, kProblemsHelp)->required();
+  command->add_option("--arch", request.arch, "For the usual GPU of this architecture; default: the GPU here")
+      ->type_name("sm_90a");
+  command->add_option("--jobs", request.jobs, "Kernels to compile at the same time; default: one per core")
+      ->check(CLI::PositiveNumber)
+      ->type_name("N");
+  command->add_flag("--json", request.json, "Print JSON");
+}
+
 int complain(const std::string& sentence, int code) {
   fmt::print(stderr, "heed: {}\n", sentence);
   return code;
@@ -194,6 +207,7 @@ struct Requests {
   RunRequest run;
   CheckRequest check;
   BenchRequest bench;
+  WarmRequest warm;
 };
 
 int dispatch(const CLI::App& app, const Requests& requests) {
@@ -201,7 +215,8 @@ int dispatch(const CLI::App& app, const Requests& requests) {
   if (app.got_subcommand("explain")) return run_explain(requests.explain);
   if (app.got_subcommand("run")) return run_run(requests.run);
   if (app.got_subcommand("check")) return run_check(requests.check);
-  return run_bench(requests.bench);
+  if (app.got_subcommand("bench")) return run_bench(requests.bench);
+  return run_warm(requests.warm);
 }
 
 }  // namespace
@@ -219,12 +234,13 @@ int main(int argc, char** argv) {
   add_run(app, requests.run);
   add_check(app, requests.check);
   add_bench(app, requests.bench);
+  add_warm(app, requests.warm);
   for (int i = 0; i < argc; ++i)
     requests.bench.command += fmt::format("{}{}", i > 0 ? " " : "", i > 0 ? argv[i] : "heed");
   try {
     const auto is_named = [&](const CLI::App* command) { return argc > 1 && command->check_name(argv[1]); };
     if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_named).empty()) {
-      return complain(fmt::format("there is no command '{}'; there are info, explain, run, check and bench", argv[1]),
+      return complain(fmt::format("there is no command '{}'; there are info, explain, run, check, bench and warm", argv[1]),
                       2);
     }
     app.parse(argc, argv);

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <sstream>
 
 #include "library.h"
 
@@ -159,6 +160,17 @@ std::vector<std::string> problem_lines(const std::vector<std::string>& words) {
     }
   }
   return lines;
+}
+
+std::string with_device(const std::string& line, const std::string& device) {
+  if (device.empty()) return line;
+  std::istringstream words(line);
+  std::string result;
+  for (std::string word; words >> word;) {
+    if (word.starts_with("device=") || (device != "cpu" && word.starts_with("threads="))) continue;
+    result += word + " ";
+  }
+  return result + "device=" + device;
 }
 
 }  // namespace heed::cli

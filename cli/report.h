@@ -44,5 +44,7 @@ void write_json(const std::string& path, const nlohmann::json& json);
 // '#' starts a comment. UsageError names file and line.
 std::vector<std::string> problem_lines(const std::vector<std::string>& words);
 bool is_problem(const std::string& word);  // starts like a problem line
+// The line for another device, "cpu" or "cuda": its own device field, and on cuda its threads, are dropped. "": as it is.
+std::string with_device(const std::string& line, const std::string& device);
 
 }  // namespace heed::cli

@@ -7,6 +7,9 @@
 #include "base/machine.h"
 #include "capi_error.h"
 #include "capi_handles.h"
+#include "cuda/device.h"
+#include "cuda/disk_cache.h"
+#include "cuda/nvrtc.h"
 #include "ops/problem_line.h"
 #include "plan/registry.h"
 
@@ -42,8 +45,55 @@ std::string machine_text(const CpuFacts& cpu) {
   return text;
 }
 
+// Sentences of several lines stay within their column.
+std::string entry_text(std::string_view name, std::string text) {
+  for (size_t at = text.find('\n'); at != std::string::npos; at = text.find('\n', at + 1)) text.insert(at + 1, 20, ' ');
+  return heed::format("  {:<16}  {}\n", name, text);
+}
+
+std::string cache_text() {
+  const cuda::DiskCache& cache = cuda::disk_cache();
+  if (cache.folder().empty()) return "none: no folder that could be used; set HEED_CACHE_DIR";
+  const cuda::DiskCache::Contents contents = cache.contents();
+  return heed::format("{}: {} kernel{}, {} KiB", cache.folder(), contents.num_kernels,
+                      contents.num_kernels == 1 ? "" : "s", (contents.bytes + 1023) >> 10);
+}
+
+std::string gpu_text() {
+  std::string text = "gpu\n";
+  const bool has_driver = cuda::driver().ok();
+  const int32_t driver_version = has_driver ? cuda::driver().value()->version : 0;
+  if (has_driver)
+    text += entry_text("driver", heed::format("CUDA {}.{}", driver_version / 1000, driver_version % 1000 / 10));
+  if (const auto& devices = cuda::devices(); devices.ok()) {
+    for (const cuda::DeviceFacts& facts : devices.value()) {
+      text += entry_text(heed::format("device {}", facts.index),
+                         heed::format("{}, compute capability {}.{}, {} multiprocessors, {:.1f} GiB, L2 {}", facts.name,
+                                      facts.major, facts.minor, facts.multiprocessors,
+                                      static_cast<double>(facts.memory_bytes) / (1 << 30), size_text(facts.l2_bytes)));
+    }
+  } else {
+    text += entry_text("devices", heed::format("none: {}", devices.status().message()));
+  }
+  if (const auto compiler = cuda::nvrtc(driver_version); compiler.ok()) {
+    const cuda::NvrtcVersion version = cuda::nvrtc_version(*compiler.value());
+    text += entry_text("compiler", heed::format("NVRTC {}.{}, {}", version.major, version.minor,
+                                                cuda::nvrtc_path(*compiler.value())));
+  } else {
+    text += entry_text("compiler", compiler.status().message());
+  }
+  return text + entry_text("kernel cache", cache_text());
+}
+
 // Small problems that a row of each kind does; a row is here if it does any of them.
-std::vector<std::string_view> sample_lines(std::string_view op, bool backward) {
+std::vector<std::string_view> sample_lines(std::string_view op, bool backward, bool gpu) {
+  if (gpu && op == "kv_append") return {"kv_append b=1 hkv=1 sn=1 sk=64 d=64 bf16 device=cuda"};
+  if (gpu && backward) return {"attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 bf16 pass=bwd device=cuda"};
+  if (gpu) {
+    return {"attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 bf16 device=cuda",
+            "attention b=1 hq=1 hkv=1 sq=1 sk=64 d=64 bf16 device=cuda",
+            "attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 f32 device=cuda"};
+  }
   if (op == "kv_append") return {"kv_append b=1 hkv=1 sn=1 sk=64 d=64 f32"};
   if (backward)
     return {"attention b=1 hq=1 hkv=1 sq=64 sk=64 d=64 f32 pass=bwd",
@@ -54,7 +104,8 @@ std::vector<std::string_view> sample_lines(std::string_view op, bool backward) {
 template <class Problem>
 std::string row_text(const Impl<Problem>& row, std::string_view op) {
   std::string reason = "no sample problem of this row could be read";
-  for (const std::string_view line : sample_lines(op, row.name.find("_bwd") != std::string_view::npos)) {
+  for (const std::string_view line : sample_lines(op, row.name.find("_bwd") != std::string_view::npos,
+                                                  row.name.starts_with("cuda/"))) {
     const Result<ProblemLine> parsed = parse_problem_line(line);
     if (!parsed.ok()) continue;
     const Verdict verdict = row.check(std::get<Problem>(parsed.value().problem), machine());
@@ -77,6 +128,7 @@ std::string config_text() {
 std::string info_text() {
   std::string text = heed::format("heed {} (C ABI {})\n", HEED_VERSION, HEED_ABI_VERSION);
   text += machine_text(machine().cpu);
+  text += gpu_text();
   text += "backends\n";
   for (const Impl<AttentionProblem>* row : impls<AttentionProblem>()) text += row_text(*row, "attention");
   for (const Impl<KvAppendProblem>* row : impls<KvAppendProblem>()) text += row_text(*row, "kv_append");

@@ -129,7 +129,7 @@ class CommandTest(unittest.TestCase):
 class General(CommandTest):
     def test_help_has_examples_everywhere(self):
         text = self.ok("--help")
-        for command in ("info", "explain", "run", "check", "bench"):
+        for command in ("info", "explain", "run", "check", "bench", "warm"):
             self.assertIn(command, text)
             self.assertIn(f"  heed {command}", self.ok(command, "--help"))
 
@@ -138,7 +138,7 @@ class General(CommandTest):
 
     def test_usage_errors_are_code_2(self):
         self.fails(2, "subcommand is required")
-        self.fails(2, "there is no command 'foo'; there are info, explain, run, check and bench", "foo")
+        self.fails(2, "there is no command 'foo'; there are info, explain, run, check, bench and warm", "foo")
         self.fails(2, "--wrong", "info", "--wrong")
         self.fails(2, "problem is required", "explain")
         self.fails(2, "column 11: `hq=x`", "explain", "attention hq=x")
@@ -149,17 +149,44 @@ class General(CommandTest):
 class Info(CommandTest):
     def test_text(self):
         text = self.ok("info")
-        for part in ("machine", "cpu/attention_fwd_", "ref/attention", "HEED_THREADS"):
+        for part in ("machine", "gpu", "kernel cache", "cpu/attention_fwd_", "ref/attention", "HEED_THREADS"):
             self.assertIn(part, text)
 
     def test_json(self):
         facts = json.loads(self.ok("info", "--json", HEED_THREADS="1"))
         self.assertGreaterEqual(facts["machine"]["cores"], 1)
+        self.assertIn("compiler", facts["gpu"])
+        self.assertTrue("device 0" in facts["gpu"] or facts["gpu"]["devices"].startswith("none: "), facts["gpu"])
         self.assertTrue(any(row["accepted"] and row["chosen"] for row in facts["implementations"]))
         for row in facts["implementations"]:
             self.assertTrue(row["accepted"] or row["reason"], row)
         threads = [row for row in facts["config"] if row["name"] == "HEED_THREADS"]
         self.assertEqual((threads[0]["value"], threads[0]["set"]), ("1", True))
+
+
+class Warm(CommandTest):
+    LINE = "attention b=2 hq=2 sq=64 d=64 bf16"
+
+    def test_what_cannot_be_compiled(self):
+        self.fails(1, 'architecture = "sm_1": must be one of sm_80', "warm", self.LINE, "--arch", "sm_1")
+        self.fails(1, "no GPU kernel does", "warm", self.LINE + " pass=bwd", "--arch", "sm_90a")
+        missing = {"HEED_NVRTC": self.path("no-libnvrtc.so"), "HEED_CACHE_DIR": self.path("cache")}
+        done = heed("warm", self.LINE, "--arch", "sm_90a", **missing)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("no-libnvrtc.so: cannot be opened", done.stderr)
+        self.fails(1, "no folder for compiled kernels", "warm", self.LINE, "--arch", "sm_90a", HEED_CACHE_DIR="/dev/null/x")
+        self.fails(2, "--jobs", "warm", self.LINE, "--jobs", "0")
+
+    @unittest.skipUnless(os.environ.get("HEED_TEST_NVRTC"), "HEED_TEST_NVRTC names no compiler")
+    def test_compiles_once(self):
+        where = {"HEED_NVRTC": os.environ["HEED_TEST_NVRTC"], "HEED_CACHE_DIR": self.path("cache")}
+        words = ("warm", self.LINE, self.LINE + " used_k", "--arch", "sm_80", "--json", "--jobs", "2")
+        first = json.loads(self.ok(*words, **where))
+        self.assertEqual((first["problems"], first["compiled"]), (2, first["kernels"]))
+        self.assertEqual(len(os.listdir(self.path("cache"))), first["kernels"])
+        again = json.loads(self.ok(*words, **where))
+        self.assertEqual((again["kernels"], again["compiled"]), (first["kernels"], 0))
+        self.assertIn(f"{first['kernels']} kernel", json.loads(self.ok("info", "--json", **where))["gpu"]["kernel cache"])
 
 
 class Explain(CommandTest):

@@ -185,6 +185,31 @@ typedef struct heed_plan_cache_stats {
 HEED_API heed_status heed_plan_cache_get(heed_plan_cache_stats* stats);
 HEED_API void heed_plan_cache_clear(void);
 
+/* ---- GPU kernels ahead of time --------------------------------------------------------------------------------- */
+
+typedef struct heed_warm_options {
+  uint64_t struct_size;
+  const char* arch;               /* "sm_90a": for the usual GPU of that architecture; none needs to be here. NULL: for
+                                     the GPU that each problem names */
+  const heed_executor* executor;  /* compiles on these threads; NULL: heed's pool */
+  /* NULL, or called before the first kernel ("") and after each, from any thread, one call at a time. */
+  void (*progress)(void* progress_context, int32_t done, int32_t total, const char* kernel);
+  void* progress_context;
+} heed_warm_options;
+
+typedef struct heed_warm_result {
+  uint64_t struct_size;
+  int32_t num_kernels;            /* that the problems launch, each counted once */
+  int32_t num_compiled;           /* of them, by this process; the others were in the kernel cache */
+  double compile_seconds;         /* summed over kernels, whatever ran at the same time */
+} heed_warm_result;
+
+/* Compiles the kernels that these problems launch on a GPU and keeps them in the cache on disk, so that no later process
+ * compiles them. Needs NVRTC, and neither GPU nor driver where `arch` is given. All are tried; the first error is
+ * returned then, not_supported for a problem that no kernel does. `options` and `result` may be NULL. */
+HEED_API heed_status heed_warm(const heed_problem* const* problems, int32_t num_problems,
+                               const heed_warm_options* options, heed_warm_result* result);
+
 #ifdef __cplusplus
 }
 #endif

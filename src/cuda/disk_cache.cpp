@@ -153,6 +153,21 @@ DiskCache::DiskCache(std::string folder) {
   }
 }
 
+DiskCache::Contents DiskCache::contents() const {
+  Contents contents;
+  if (folder_.empty()) return contents;
+  std::error_code error;
+  for (std::filesystem::directory_iterator entry(folder_, error), end; !error && entry != end; entry.increment(error)) {
+    std::error_code unreadable;
+    const bool is_kernel = entry->path().extension() == kSuffix && entry->is_regular_file(unreadable);
+    const auto bytes = is_kernel ? entry->file_size(unreadable) : 0;
+    if (!is_kernel || unreadable) continue;
+    ++contents.num_kernels;
+    contents.bytes += static_cast<int64_t>(bytes);
+  }
+  return contents;
+}
+
 std::string DiskCache::file(std::string_view key_text, std::string_view compiler) const {
   return format("{}/{}.{}{}", folder_, hash_text(key_text), compiler, kSuffix);
 }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -24,6 +25,12 @@ class DiskCache {
   std::optional<std::string> load(std::string_view key_text, std::string_view compiler, int newest_major = 0) const;
   // Writes to a temporary name, syncs, renames: readers see the whole file or none, and a killed writer leaves no half.
   void store(std::string_view key_text, std::string_view compiler, std::string_view payload) const;
+
+  struct Contents {
+    int64_t num_kernels = 0, bytes = 0;
+  };
+  // What lies in the folder, of every compiler and version of heed.
+  Contents contents() const;
 
   // Where the pair is kept.
   std::string file(std::string_view key_text, std::string_view compiler) const;
