@@ -13,7 +13,7 @@
 namespace heed::cli {
 namespace {
 
-enum class Kind { kData, kBias, kFloat32, kInt32, kMask };
+enum class Kind { kData, kBias, kFloat32, kInt32, kMask, kGradient };
 
 struct Input {
   const char* name;
@@ -35,6 +35,22 @@ constexpr Input kInputs[] = {
     {"leftpad_k", &heed_attention_args::leftpad_k, Kind::kInt32},
     {"page_table", &heed_attention_args::page_table, Kind::kInt32},
     {"cache_batch_idx", &heed_attention_args::cache_batch_idx, Kind::kInt32},
+    {"dout", &heed_attention_args::dout, Kind::kGradient},
+    {"dlse", &heed_attention_args::dlse, Kind::kGradient},
+};
+
+// A gradient has the shape and dtype of what it is of.
+struct Gradient {
+  const char *name, *of;
+  heed_tensor heed_attention_args::*view;
+};
+constexpr Gradient kGradients[] = {
+    {"dq", "q", &heed_attention_args::dq},
+    {"dk", "k", &heed_attention_args::dk},
+    {"dv", "v", &heed_attention_args::dv},
+    {"dbias", "bias", &heed_attention_args::dbias},
+    {"dsinks", "sinks", &heed_attention_args::dsinks},
+    {"dalibi_slopes", "alibi_slopes", &heed_attention_args::dalibi_slopes},
 };
 
 std::optional<ElementType> named_type(const std::string& name) {
@@ -52,6 +68,7 @@ Tensor prepare(Tensor tensor, Kind kind, std::optional<ElementType> dtype, Eleme
       return tensor.type == q_type || tensor.type == ElementType::kF32 ? tensor : convert(tensor, ElementType::kF32);
     case Kind::kFloat32: return convert(tensor, ElementType::kF32);
     case Kind::kInt32: return convert(tensor, ElementType::kI32);
+    case Kind::kGradient: return tensor;  // converted once the result's dtype is known
     case Kind::kMask: break;
   }
   if (tensor.type != ElementType::kBool) {
@@ -98,10 +115,12 @@ LoadedAttention::LoadedAttention(const AttentionFiles& files, bool lse) {
   fit_shapes();
   for (const Input& input : kInputs) {
     const auto found = inputs_.find(input.name);
-    if (found != inputs_.end()) arguments_.*input.view = view_of(found->second);
+    if (input.kind != Kind::kGradient && found != inputs_.end()) arguments_.*input.view = view_of(found->second);
   }
   set_options(files);
-  make_outputs(files, lse);
+  if (files.backward && lse) throw UsageError("--lse is of the forward pass");
+  make_outputs(files, lse || files.backward);
+  if (files.backward) make_gradients();
 }
 
 void LoadedAttention::read_tensors(const AttentionFiles& files) {
@@ -111,6 +130,7 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
     const std::vector<std::string> names = tensor_names(file.path);
     size_t before = refs.size();
     for (const Input& known : kInputs) {
+      if (known.kind == Kind::kGradient && !files.backward) continue;
       const std::string name = file.name + known.name;
       if (std::find(names.begin(), names.end(), name) != names.end()) refs[known.name] = {file.path, name};
     }
@@ -120,8 +140,10 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
     }
   }
   for (const auto& [name, ref] : files.tensors) refs[name] = parse_tensor_ref(ref);
-  for (const char* name : {"q", "k", "v"}) {
-    if (!refs.contains(name))
+  if (!files.backward && (refs.contains("dout") || refs.contains("dlse")))
+    throw UsageError("--dout and --dlse are of the backward pass: --pass bwd");
+  for (const char* name : {"q", "k", "v", "dout"}) {
+    if (!refs.contains(name) && (files.backward || std::string_view(name) != "dout"))
       throw UsageError(
           fmt::format("there is no {}: give --{} FILE[:NAME], or --input FILE with a tensor {}", name, name, name));
   }
@@ -157,6 +179,8 @@ void LoadedAttention::fit_shapes() {
   };
   batch_added_ = arguments_.layout_q != HEED_LAYOUT_THD && inputs_.at("q").shape.size() == 3;
   if (batch_added_) add_front(inputs_.at("q"), 4);
+  if (batch_added_ && inputs_.contains("dout")) add_front(inputs_.at("dout"), 4);
+  if (batch_added_ && inputs_.contains("dlse")) add_front(inputs_.at("dlse"), 3);
   for (const char* name : {"k", "v"}) {
     if (batch_added_ && arguments_.layout_kv != HEED_LAYOUT_THD) add_front(inputs_.at(name), 4);
   }
@@ -219,9 +243,29 @@ void LoadedAttention::make_outputs(const AttentionFiles& files, bool lse) {
   arguments_.lse = view_of(lse_);
 }
 
-Tensor LoadedAttention::as_given(const Tensor& output) const {
+void LoadedAttention::make_gradients() {
+  require(heed_attention(&arguments_, nullptr));
+  arguments_.pass = HEED_PASS_BACKWARD;
+  for (const Input& input : kInputs) {
+    const auto found = inputs_.find(input.name);
+    if (input.kind != Kind::kGradient || found == inputs_.end()) continue;
+    found->second = convert(found->second, input.name == std::string_view("dout") ? out_.type : ElementType::kF32);
+    arguments_.*input.view = view_of(found->second);
+  }
+  for (const Gradient& gradient : kGradients) {
+    const auto of = inputs_.find(gradient.of);
+    if (of == inputs_.end()) continue;
+    Tensor& tensor = gradients_[gradient.name] = Tensor(of->second.type, of->second.shape);
+    fill_nan(tensor);
+    arguments_.*gradient.view = view_of(tensor);
+  }
+}
+
+Tensor LoadedAttention::as_given(const std::string& name, const Tensor& output) const {
   Tensor given = output;
-  if (batch_added_) given.shape.erase(given.shape.begin());
+  const bool has_batch = name == "out" || name == "lse" || name == "dq" ||
+                         ((name == "dk" || name == "dv") && arguments_.layout_kv != HEED_LAYOUT_THD);
+  if (batch_added_ && has_batch) given.shape.erase(given.shape.begin());
   return given;
 }
 

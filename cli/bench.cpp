@@ -176,7 +176,8 @@ std::vector<std::string> backends_for(const Job& job, const BenchRequest& reques
 }
 
 int run_bench(const BenchRequest& request) {
-  const std::vector<std::string> lines = problem_lines(request.words);
+  std::vector<std::string> lines = problem_lines(request.words);
+  for (std::string& line : lines) line = with_device(line, request.device);
   std::vector<int> threads = request.threads;
   if (threads.empty()) threads = {1, usable_cores()};
   std::sort(threads.begin(), threads.end());

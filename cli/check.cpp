@@ -90,7 +90,8 @@ std::vector<Outcome> check_line(const std::string& line, const CheckRequest& req
 }  // namespace
 
 int run_check(const CheckRequest& request) {
-  const std::vector<std::string> lines = problem_lines(request.words);
+  std::vector<std::string> lines = problem_lines(request.words);
+  for (std::string& line : lines) line = with_device(line, request.device);
   Table table({"problem", "impl", "tensor", "", "error/bound", ""}, 4);
   nlohmann::json rows = nlohmann::json::array();
   Progress progress;

@@ -19,6 +19,7 @@ int run_info(const InfoRequest& request);
 
 struct ExplainRequest {
   std::vector<std::string> words;   // a problem line, or files of them
+  std::string device;               // "": as the line says
   std::string backend;
   bool json = false;
 };
@@ -38,6 +39,7 @@ struct AttentionFiles {
   std::optional<double> scale;
   uint64_t seed = 0;
   bool batch_invariant = false;
+  bool backward = false;
 
   bool operator==(const AttentionFiles&) const = default;
 };
@@ -53,6 +55,7 @@ int run_warm(const WarmRequest& request);
 struct RunRequest {
   std::vector<std::string> words;                   // a problem line instead of files, or input files
   AttentionFiles files;
+  std::string device = "auto";                      // or cpu, cuda, cuda:N
   std::string backend, output, lse, save_inputs, map;
   int threads = 0, samples = 15;
   int64_t head = 0, batch = 0;
@@ -62,6 +65,7 @@ int run_run(const RunRequest& request);
 
 struct CheckRequest {
   std::vector<std::string> words;
+  std::string device;                               // "": as the lines say
   std::string backend, impl;                        // impl "all": every one that accepts
   int threads = 0;
   bool json = false;
@@ -70,6 +74,7 @@ int run_check(const CheckRequest& request);
 
 struct BenchRequest {
   std::vector<std::string> words;
+  std::string device;                               // "": as the lines say
   std::vector<std::string> backends;                // empty: the one that heed chooses; "all": each that accepts
   std::vector<int> threads;                         // empty: 1 and all cores
   int samples = 15;

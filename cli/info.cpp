@@ -96,7 +96,7 @@ int run_explain(const ExplainRequest& request) {
   nlohmann::json all = nlohmann::json::array();
   bool planned = true;
   for (const std::string& line : problem_lines(request.words)) {
-    const ProblemPtr problem = parse_problem(line);
+    const ProblemPtr problem = parse_problem(with_device(line, request.device));
     const heed_plan_options options = plan_options(request.backend);
     heed_plan* plan = nullptr;
     planned = heed_plan_create(problem.get(), &options, &plan) == HEED_OK && planned;  // the explanation says why not

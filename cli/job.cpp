@@ -2,10 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <cstddef>
 #include <cstring>
 #include <utility>
-#include <vector>
 
 namespace heed::cli {
 namespace {
@@ -70,27 +68,12 @@ constexpr AppendTensor kAppendOutputs[] = {
     {"q_out", &heed_kv_append_args::q_out},
 };
 
-// The tensor as it is, or over a copy of what the GPU's memory holds from its first to its last element.
-heed_tensor on_host(heed_tensor view, heed_device device, int32_t device_index, std::vector<std::byte>& memory) {
-  if (device == HEED_DEVICE_CPU) return view;
-  int64_t last = 0;
-  for (int32_t dim = 0; dim < view.ndim; ++dim) {
-    if (view.shape[dim] == 0) return view;
-    last += (view.shape[dim] - 1) * view.stride[dim];
-  }
-  memory.resize(static_cast<size_t>(last + 1) * heed_dtype_bytes(view.dtype));
-  require(heed_memory_copy(memory.data(), HEED_DEVICE_CPU, view.data, device, device_index, memory.size()));
-  view.data = memory.data();
-  return view;
-}
-
 template <class Args, class Rows>
 void collect(const Args& arguments, const Rows& rows, NamedTensors& tensors) {
   for (const auto& row : rows) {
     const heed_tensor& view = arguments.*row.view;
-    if (view.dtype == HEED_DTYPE_NONE) continue;
-    std::vector<std::byte> memory;
-    tensors.emplace(row.name, copy_view(on_host(view, arguments.device, arguments.device_index, memory)));
+    if (view.dtype != HEED_DTYPE_NONE)
+      tensors.emplace(row.name, copy_view(view, arguments.device, arguments.device_index));
   }
 }
 
@@ -221,10 +204,25 @@ ElementType type_of(heed_dtype dtype) {
   }
 }
 
-Tensor copy_view(const heed_tensor& view) {
+size_t extent_bytes(const heed_tensor& view) {
+  int64_t last = 0;
+  for (int32_t d = 0; d < view.ndim; ++d) {
+    if (view.shape[d] == 0) return 0;
+    last += (view.shape[d] - 1) * view.stride[d];
+  }
+  return static_cast<size_t>(last + 1) * heed_dtype_bytes(view.dtype);
+}
+
+Tensor copy_view(const heed_tensor& view, heed_device device, int32_t device_index) {
   Tensor tensor(type_of(view.dtype), std::vector<int64_t>(view.shape, view.shape + view.ndim));
   const size_t bytes = element_bytes(tensor.type);
   const auto* from = static_cast<const std::byte*>(view.data);
+  AlignedBytes on_host;
+  if (device != HEED_DEVICE_CPU) {
+    on_host = AlignedBytes(extent_bytes(view));
+    require(heed_memory_copy(on_host.data(), HEED_DEVICE_CPU, from, device, device_index, on_host.size()));
+    from = on_host.data();
+  }
   int64_t index[HEED_MAX_DIMS] = {};
   int64_t at = 0;
   for (int64_t to = 0; to < tensor.num_elements(); ++to) {

@@ -56,8 +56,10 @@ class PlannedJob {
   bool is_attention_ = false;
 };
 
-// A copy of a view, in C order.
-Tensor copy_view(const heed_tensor& view);
+// A copy of a view of that device's memory, in C order.
+Tensor copy_view(const heed_tensor& view, heed_device device = HEED_DEVICE_CPU, int32_t device_index = 0);
+// Bytes from the first element to the end of the last one that the view reaches.
+size_t extent_bytes(const heed_tensor& view);
 // A view of a tensor; i64 has none.
 heed_tensor view_of(Tensor& tensor);
 heed_dtype dtype_of(ElementType type);

@@ -16,7 +16,19 @@ constexpr const char* kProblemHelp =
     "A problem line, quoted or in words, e.g. attention b=1 hq=8 sq=1024 d=64 causal; docs/conventions.md has the "
     "grammar";
 constexpr const char* kProblemsHelp = "Problem lines, quoted or in words, or files of them (- is stdin)";
+constexpr const char* kDeviceHelp = "cpu, cuda or cuda:N, whatever the line says";
 constexpr const char* kBackendHelp = "Do it with this backend (cpu, ref) or implementation (ref/attention), or fail";
+
+// `also`: a further name that is allowed, or "".
+void add_device(CLI::App* command, std::string& device, const std::string& also, const char* what) {
+  const auto check = [also](const std::string& text) {
+    const bool is_index = text.starts_with("cuda:") && text.size() > 5 &&
+                          text.find_first_not_of("0123456789", 5) == std::string::npos;
+    if (text == "cpu" || text == "cuda" || is_index || (!also.empty() && text == also)) return std::string();
+    return fmt::format("is '{}'; allowed are {}{}cpu, cuda and cuda:N", text, also, also.empty() ? "" : ", ");
+  };
+  command->add_option("--device", device, what)->check(CLI::Validator(check, "DEVICE"))->type_name("DEVICE");
+}
 
 CLI::App* add_command(CLI::App& app, const char* name, const char* what, const char* examples) {
   CLI::App* command = app.add_subcommand(name, what);
@@ -36,6 +48,7 @@ void add_explain(CLI::App& app, ExplainRequest& request) {
                   "  heed explain attention b=1 hq=8 sq=1024 d=64 causal\n"
                   "  heed explain attention sq=100 d=80 bf16 --backend ref");
   command->add_option("problem", request.words, kProblemHelp)->required();
+  add_device(command, request.device, "", kDeviceHelp);
   command->add_option("--backend", request.backend, kBackendHelp);
   command->add_flag("--json", request.json, "Print JSON");
 }
@@ -61,6 +74,8 @@ void add_tensor_options(CLI::App* command, AttentionFiles& files) {
       {"leftpad-k", "Keys to skip at each sequence's start"},
       {"page-table", "Pages of each sequence"},
       {"cache-batch-idx", "The row of k and v that each sequence reads"},
+      {"dout", "Gradient of the result, with --pass bwd"},
+      {"dlse", "Gradient of the log-sum-exp, with --pass bwd"},
   };
   for (const auto& [flag, what] : kTensors) {
     std::string name = flag;
@@ -93,6 +108,13 @@ void add_tensor_options(CLI::App* command, AttentionFiles& files) {
 
 void add_score_options(CLI::App* command, AttentionFiles& files) {
   const char* group = "Scores";
+  command
+      ->add_option_function<std::string>(
+          "--pass", [&files](const std::string& pass) { files.backward = pass == "bwd"; },
+          "bwd: the gradients of a result whose gradient is dout")
+      ->check(CLI::IsMember({"fwd", "bwd"}))
+      ->type_name("NAME")
+      ->group(group);
   command->add_flag("--causal", files.causal, "Key j is visible iff j <= the query's position")->group(group);
   command->add_option("--window", files.window, "L,R: keys from L before to R after the position; -1 is unbounded")
       ->delimiter(',')
@@ -120,8 +142,10 @@ void add_run(CLI::App& app, RunRequest& request) {
                                   "  heed run --input layer.safetensors --causal --check -o out.npy\n"
                                   "  heed run --q q.npy --k k.npy --v v.npy --layout bhsd --lse lse.npy -o out.npy\n"
                                   "  heed run layer.safetensors --map map.npy --head 3\n"
+                                  "  heed run layer.safetensors --pass bwd --dout dout.npy -o gradients.npz\n"
                                   "  heed run attention b=2 hq=8 sq=512 d=64 bf16 causal --check --explain");
   command->add_option("problem|file", request.words, "A problem line, or files as with --input");
+  add_device(command, request.device, "auto", "auto (the GPU where there is one that does it), cpu, cuda or cuda:N");
   command->add_option("-o,--output", request.output, "Write the result: .npy, .npz or .safetensors")->type_name("FILE");
   command->add_option("--lse", request.lse, "Compute and write the log-sum-exp of every row")->type_name("FILE");
   command->add_option("--save-inputs", request.save_inputs, "Write the inputs, made or read: .npz or .safetensors")
@@ -148,6 +172,7 @@ void add_check(CLI::App& app, CheckRequest& request) {
                   "  heed check attention hq=4 hkv=2 sq=100 d=64 bf16 causal\n"
                   "  heed check tests/problems/smoke.txt --impl all");
   command->add_option("problems", request.words, kProblemsHelp)->required();
+  add_device(command, request.device, "", kDeviceHelp);
   command->add_option("--backend", request.backend, kBackendHelp)->type_name("NAME");
   command->add_option("--impl", request.impl, "all: every implementation that accepts; or the name of one")
       ->type_name("NAME");
@@ -163,6 +188,7 @@ void add_bench(CLI::App& app, BenchRequest& request) {
                   "  python -m heed.plot models.json -o models.png\n"
                   "  heed bench attention sq=256 d=64 --backend all");
   command->add_option("problems", request.words, kProblemsHelp)->required();
+  add_device(command, request.device, "", kDeviceHelp);
   command->add_option("--threads", request.threads, "Thread counts, e.g. 1,2; default: 1 and all cores")
       ->delimiter(',')
       ->check(CLI::PositiveNumber)

@@ -9,6 +9,7 @@
 #include "attention_map.h"
 #include "commands.h"
 #include "job.h"
+#include "on_device.h"
 #include "report.h"
 #include "timing.h"
 
@@ -52,17 +53,19 @@ std::string split_words(const RunRequest& request, AttentionFiles& files) {
 
 struct Measured {
   Timing timing;
+  double host_us = -1;  // on a GPU: until the call returns
   double peak_bytes = -1;
 };
 
-// A GPU's time is the device's, from the library's replayed graphs; what its memory peaks at is not the process's.
 Measured measure_on_gpu(const PlannedJob& planned, int samples) {
-  planned.run();
   heed_timing_options options = {};
   options.struct_size = sizeof options;
   options.samples = samples;
   const heed_timing timing = planned.time(options);
-  return {{timing.median_us, timing.p10_us, timing.p90_us, timing.samples}, -1};
+  Measured measured;
+  measured.timing = {timing.median_us, timing.p10_us, timing.p90_us, timing.samples};
+  measured.host_us = timing.host_run_us;
+  return measured;
 }
 
 Measured measure(const PlannedJob& planned, int samples) {
@@ -76,14 +79,16 @@ Measured measure(const PlannedJob& planned, int samples) {
   return measured;
 }
 
-void print_measured(const PlannedJob& planned, const Measured& measured) {
+void print_measured(const PlannedJob& planned, const Measured& measured, const DeviceChoice& where) {
   const heed_problem* problem = planned.problem();
   const Timing& timing = measured.timing;
   const double seconds = timing.median_us * 1e-6;
   fmt::print("problem    {}\n", print(problem));
   fmt::print("backend    {}\n", planned.impl());
+  fmt::print("device     {}\n", where.text);
   fmt::print("time       {} (median of {}; p10 {}, p90 {})\n", time_text(timing.median_us), timing.samples,
              time_text(timing.p10_us), time_text(timing.p90_us));
+  if (measured.host_us >= 0) fmt::print("host       {} until the call returns\n", time_text(measured.host_us));
   fmt::print("rate       {:.4g} GFLOP/s, {:.4g} GB/s\n", heed_problem_flops(problem) / seconds / 1e9,
              heed_problem_bytes(problem) / seconds / 1e9);
   fmt::print("memory     workspace {}", bytes_text(static_cast<double>(planned.workspace_bytes())));
@@ -92,13 +97,14 @@ void print_measured(const PlannedJob& planned, const Measured& measured) {
   fmt::print("\n");
 }
 
-nlohmann::json measured_json(const PlannedJob& planned, const Measured& measured) {
+nlohmann::json measured_json(const PlannedJob& planned, const Measured& measured, const DeviceChoice& where) {
   const heed_problem* problem = planned.problem();
   const Timing& timing = measured.timing;
   const double seconds = timing.median_us * 1e-6;
   nlohmann::json json = {{"heed", heed_version()},
                          {"problem", print(problem)},
                          {"impl", planned.impl()},
+                         {"device", where.text},
                          {"median_us", timing.median_us},
                          {"p10_us", timing.p10_us},
                          {"p90_us", timing.p90_us},
@@ -106,24 +112,81 @@ nlohmann::json measured_json(const PlannedJob& planned, const Measured& measured
                          {"gflops", heed_problem_flops(problem) / seconds / 1e9},
                          {"gbs", heed_problem_bytes(problem) / seconds / 1e9},
                          {"workspace_bytes", planned.workspace_bytes()}};
+  if (measured.host_us >= 0) json["host_us"] = measured.host_us;
   if (measured.peak_bytes >= 0) json["peak_bytes"] = measured.peak_bytes;
   return json;
 }
 
 void write_outputs(const RunRequest& request, const Job& job, const LoadedAttention* loaded) {
-  const auto given = [&](const Tensor& tensor) { return loaded != nullptr ? loaded->as_given(tensor) : tensor; };
+  const auto given = [&](const std::string& name, const Tensor& tensor) {
+    return loaded != nullptr ? loaded->as_given(name, tensor) : tensor;
+  };
   if (!request.save_inputs.empty()) write_tensors(request.save_inputs, job.tensors(false));
   if (request.output.empty() && request.lse.empty()) return;
   NamedTensors outputs = job.tensors(true);
   const auto lse = outputs.find("lse");
   if (!request.lse.empty()) {
     if (lse == outputs.end()) throw UsageError("--lse: this problem has no lse output; add the field lse to the line");
-    write_tensors(request.lse, {{"lse", given(lse->second)}});
+    write_tensors(request.lse, {{"lse", given("lse", lse->second)}});
   }
   // lse has its own file; with a problem line that asks for it, it goes where the others go.
   if (lse != outputs.end() && (loaded != nullptr || request.output.ends_with(".npy"))) outputs.erase(lse);
-  for (auto& [name, tensor] : outputs) tensor = given(tensor);
+  for (auto& [name, tensor] : outputs) tensor = given(name, tensor);
   if (!request.output.empty()) write_tensors(request.output, outputs);
+}
+
+// What to run, where, and the tensors that go with it.
+struct Input {
+  std::string line;                       // "": from files
+  std::unique_ptr<LoadedAttention> files;
+  std::unique_ptr<OnDevice> copies;       // of the files' tensors, on a GPU
+  DeviceChoice where;
+
+  Job job() const {
+    if (!line.empty()) return Job(line);
+    return Job(copies ? copies->arguments() : files->arguments());
+  }
+};
+
+ProblemPtr problem_of(heed_attention_args arguments, heed_device device) {
+  heed_problem* problem = nullptr;
+  arguments.device = device;
+  require(heed_attention_problem(&arguments, &problem));
+  return ProblemPtr(problem);
+}
+
+Input line_input(const RunRequest& request, const std::string& line) {
+  Input input;
+  const auto on_gpu = [&] { return parse_problem(with_device(line, "cuda")); };
+  const bool says_itself = line.find(" device=") != std::string::npos && request.device == "auto";
+  const std::string asked = says_itself ? line.substr(line.find(" device=") + 8) : request.device;
+  parse_problem(line);  // a slip in the line is told before anything else
+  input.where = choose_device(asked.substr(0, asked.find(' ')), request.backend, request.threads, on_gpu);
+  input.line = says_itself || input.where.device == "cpu" ? line : with_device(line, input.where.device);
+  return input;
+}
+
+Input file_input(const RunRequest& request, const AttentionFiles& files) {
+  Input input;
+  input.files = std::make_unique<LoadedAttention>(files, !request.lse.empty());
+  const heed_attention_args& arguments = input.files->arguments();
+  require(heed_attention_validate(&arguments));  // lengths and indices come from a file: look at them once
+  input.where = choose_device(request.device, request.backend, request.threads,
+                              [&] { return problem_of(arguments, HEED_DEVICE_CUDA); });
+  if (input.where.device == "cpu") return input;
+  heed_device device = HEED_DEVICE_CUDA;
+  int32_t index = 0;
+  parse_device(input.where.device, device, index);
+  input.copies = std::make_unique<OnDevice>(arguments, index);
+  return input;
+}
+
+// The map is made on the CPU; the same line makes the same inputs there.
+Tensor map_of(const Input& input, const Job& job, int64_t batch, int64_t head) {
+  if (job.attention() == nullptr) throw UsageError("--map: only attention has a map");
+  if (input.line.empty()) return attention_map(input.files->arguments(), batch, head);
+  const Job on_host(with_device(input.line, "cpu"));
+  return attention_map(*on_host.attention(), batch, head);
 }
 
 }  // namespace
@@ -134,14 +197,8 @@ int run_run(const RunRequest& request) {
   if (line.empty() && files.inputs.empty() && files.tensors.empty()) {
     throw UsageError("nothing to run: give a problem line, --input FILE, or --q, --k and --v");
   }
-  std::unique_ptr<LoadedAttention> loaded;
-  if (line.empty()) {
-    loaded = std::make_unique<LoadedAttention>(files, !request.lse.empty());
-    require(heed_attention_validate(&loaded->arguments()));  // lengths and indices come from a file: look at them once
-  }
-  Job job = loaded ? Job(loaded->arguments()) : Job(line);
-  const bool on_gpu = job.device() == HEED_DEVICE_CUDA;
-  if (on_gpu && !request.map.empty()) throw UsageError("--map: is computed on the CPU; drop device=cuda from the line");
+  const Input input = line.empty() ? file_input(request, files) : line_input(request, line);
+  Job job = input.job();
   const PlannedJob planned(job, request.backend, request.threads);
   if (request.explain) {
     const heed_plan_options options = plan_options(request.backend);
@@ -149,12 +206,13 @@ int run_run(const RunRequest& request) {
                  return heed_explain(planned.problem(), &options, buffer, bytes, needed);
                }));
   }
-  if (!request.json && loaded) {
-    for (const auto& [name, source] : loaded->sources()) fmt::print("{:<10} {}\n", name, source);
+  if (!request.json && input.files) {
+    for (const auto& [name, source] : input.files->sources()) fmt::print("{:<10} {}\n", name, source);
   }
+  const bool on_gpu = job.device() == HEED_DEVICE_CUDA;
   const Measured measured = on_gpu ? measure_on_gpu(planned, request.samples) : measure(planned, request.samples);
-  nlohmann::json json = measured_json(planned, measured);
-  if (!request.json) print_measured(planned, measured);
+  nlohmann::json json = measured_json(planned, measured, input.where);
+  if (!request.json) print_measured(planned, measured, input.where);
 
   bool passed = true;
   if (request.check) {
@@ -163,10 +221,9 @@ int run_run(const RunRequest& request) {
     json["check"] = check_json(report);
     if (!request.json) fmt::print("\nagainst the reference in double precision:\n{}", check_text(report));
   }
-  write_outputs(request, job, loaded.get());
+  write_outputs(request, job, input.files.get());
   if (!request.map.empty()) {
-    if (job.attention() == nullptr) throw UsageError("--map: only attention has a map");
-    write_tensors(request.map, {{"map", attention_map(*job.attention(), request.batch, request.head)}});
+    write_tensors(request.map, {{"map", map_of(input, job, request.batch, request.head)}});
   }
   if (request.json) fmt::print("{}\n", json.dump(2));
   return passed ? 0 : 1;

@@ -164,31 +164,6 @@ class Info(CommandTest):
         self.assertEqual((threads[0]["value"], threads[0]["set"]), ("1", True))
 
 
-class Warm(CommandTest):
-    LINE = "attention b=2 hq=2 sq=64 d=64 bf16"
-
-    def test_what_cannot_be_compiled(self):
-        self.fails(1, 'architecture = "sm_1": must be one of sm_80', "warm", self.LINE, "--arch", "sm_1")
-        self.fails(1, "no GPU kernel does", "warm", self.LINE + " pass=bwd", "--arch", "sm_90a")
-        missing = {"HEED_NVRTC": self.path("no-libnvrtc.so"), "HEED_CACHE_DIR": self.path("cache")}
-        done = heed("warm", self.LINE, "--arch", "sm_90a", **missing)
-        self.assertEqual(done.returncode, 1)
-        self.assertIn("no-libnvrtc.so: cannot be opened", done.stderr)
-        self.fails(1, "no folder for compiled kernels", "warm", self.LINE, "--arch", "sm_90a", HEED_CACHE_DIR="/dev/null/x")
-        self.fails(2, "--jobs", "warm", self.LINE, "--jobs", "0")
-
-    @unittest.skipUnless(os.environ.get("HEED_TEST_NVRTC"), "HEED_TEST_NVRTC names no compiler")
-    def test_compiles_once(self):
-        where = {"HEED_NVRTC": os.environ["HEED_TEST_NVRTC"], "HEED_CACHE_DIR": self.path("cache")}
-        words = ("warm", self.LINE, self.LINE + " used_k", "--arch", "sm_80", "--json", "--jobs", "2")
-        first = json.loads(self.ok(*words, **where))
-        self.assertEqual((first["problems"], first["compiled"]), (2, first["kernels"]))
-        self.assertEqual(len(os.listdir(self.path("cache"))), first["kernels"])
-        again = json.loads(self.ok(*words, **where))
-        self.assertEqual((again["kernels"], again["compiled"]), (first["kernels"], 0))
-        self.assertIn(f"{first['kernels']} kernel", json.loads(self.ok("info", "--json", **where))["gpu"]["kernel cache"])
-
-
 class Explain(CommandTest):
     def test_words_and_quotes_are_the_same(self):
         self.assertEqual(self.ok("explain", *SMALL.split()), self.ok("explain", SMALL))
@@ -233,32 +208,12 @@ class RunProblem(CommandTest):
                 self.path(name) for name in ("in.safetensors", "first.safetensors", "again.safetensors")
             )
             self.ok(
-                "run",
-                f"attention {features} causal window=6,0{dtype}",
-                "--samples",
-                1,
-                "--save-inputs",
-                saved,
-                "-o",
-                first,
+                "run", f"attention {features} causal window=6,0{dtype}", "--samples", 1, "--save-inputs", saved, "-o",
+                first
             )
             self.ok(
-                "run",
-                "--input",
-                saved,
-                "--causal",
-                "--window",
-                "6,0",
-                "--softcap",
-                5,
-                *flags,
-                "--samples",
-                1,
-                "--check",
-                "-o",
-                again,
-                "--lse",
-                self.path("lse.safetensors"),
+                "run", "--input", saved, "--causal", "--window", "6,0", "--softcap", 5, *flags, "--samples", 1,
+                "--check", "-o", again, "--lse", self.path("lse.safetensors")
             )
             want, got = (
                 read_safetensors(self.content("first.safetensors")),
@@ -272,6 +227,24 @@ class RunProblem(CommandTest):
         self.ok("run", line, "--samples", 1, "--save-inputs", self.path("in.npz"), "-o", self.path("first.npy"))
         self.ok("run", self.path("in.npz"), "--causal", "--samples", 1, "--check", "-o", self.path("again.npy"))
         self.assertEqual(self.content("again.npy"), self.content("first.npy"))
+
+    def test_gradients_from_files(self):
+        features = "b=2 hq=4 hkv=2 sq=9 sk=13 d=16 sinks bias=f32:hij dlse pass=bwd"
+        saved, first, again = (self.path(name) for name in ("in.safetensors", "first.safetensors", "again.npz"))
+        self.ok("run", f"attention {features} causal", "--samples", 1, "--save-inputs", saved, "-o", first)
+        words = ("run", saved, "--causal", "--pass", "bwd", "--samples", 1)
+        self.ok(*words, "--check", "-o", again)
+        with zipfile.ZipFile(again) as archive:
+            got = {name[:-4]: read_npy(archive.read(name)) for name in archive.namelist()}
+        want = read_safetensors(self.content("first.safetensors"))
+        self.assertEqual(sorted(got), ["dbias", "dk", "dq", "dsinks", "dv"])
+        for name, (dtype, shape, content) in want.items():
+            self.assertEqual((dtype, tuple(shape)), ("F32", got[name][0]), name)
+            self.near(got[name][1], struct.unpack(f"<{len(content) // 4}f", content))
+        self.fails(2, "of the forward pass", *words, "--lse", self.path("lse.npy"))
+        self.fails(2, "--pass bwd", "run", saved, "--dout", f"{saved}:dout")
+        self.ok("run", SMALL, "--samples", 1, "--save-inputs", saved)
+        self.fails(2, "there is no dout", "run", saved, "--pass", "bwd")
 
     def test_contradictions(self):
         self.fails(2, "says everything itself", "run", SMALL, "--causal")
@@ -318,16 +291,8 @@ class RunFiles(CommandTest):
     def test_causal_layouts_prefixes_and_map(self):
         file = self.path("layer.safetensors", self.layer("model.3."))
         self.ok(
-            "run",
-            "--input",
-            file + ":model.3.",
-            "--causal",
-            "-o",
-            self.path("out.npy"),
-            "--map",
-            self.path("map.npy"),
-            "--samples",
-            1,
+            "run", "--input", file + ":model.3.", "--causal", "-o", self.path("out.npy"), "--map",
+            self.path("map.npy"), "--samples", 1
         )
         self.near(read_npy(self.content("out.npy"))[1], self.want_causal[0])
         shape, probabilities = read_npy(self.content("map.npy"))
@@ -335,18 +300,8 @@ class RunFiles(CommandTest):
         self.near(probabilities, self.want_causal[1])
         refs = [f"{file}:model.3.{name}" for name in "qkv"]
         self.ok(
-            "run",
-            "--q",
-            refs[0],
-            "--k",
-            refs[1],
-            "--v",
-            refs[2],
-            "--causal",
-            "--samples",
-            1,
-            "-o",
-            self.path("again.npy"),
+            "run", "--q", refs[0], "--k", refs[1], "--v", refs[2], "--causal", "--samples", 1, "-o",
+            self.path("again.npy")
         )
         self.assertEqual(self.content("again.npy"), self.content("out.npy"))
 
@@ -375,37 +330,15 @@ class RunFiles(CommandTest):
         self.ok("run", *self.files, "--dtype", "f16", "--check", "--samples", 1, "-o", self.path("out.npy"))
         self.near(read_npy(self.content("out.npy"))[1], self.want[0], 5e-3)
         self.ok(
-            "run",
-            *self.files,
-            "--dtype",
-            "bf16",
-            "--out-dtype",
-            "f32",
-            "--check",
-            "--samples",
-            1,
-            "-o",
-            self.path("out.npy"),
+            "run", *self.files, "--dtype", "bf16", "--out-dtype", "f32", "--check", "--samples", 1, "-o",
+            self.path("out.npy")
         )
         self.near(read_npy(self.content("out.npy"))[1], self.want[0], 5e-2)
         self.ok("run", *self.files, "--dtype", "bf16", "--samples", 1, "-o", self.path("out.npy"))
         self.assertIn(b"'descr': '<V2'", self.content("out.npy"))
         self.ok(
-            "run",
-            "--q",
-            self.path("q.npy"),
-            "--k",
-            self.path("k.npy"),
-            "--v",
-            self.path("v.npy"),
-            "--dtype",
-            "bf16",
-            "--samples",
-            1,
-            "--save-inputs",
-            self.path("bf16.safetensors"),
-            "-o",
-            self.path("first.npy"),
+            "run", "--q", self.path("q.npy"), "--k", self.path("k.npy"), "--v", self.path("v.npy"), "--dtype", "bf16",
+            "--samples", 1, "--save-inputs", self.path("bf16.safetensors"), "-o", self.path("first.npy")
         )
         self.ok("run", self.path("bf16.safetensors"), "--samples", 1, "-o", self.path("again.npy"))
         self.assertEqual(self.content("again.npy"), self.content("first.npy"))
@@ -418,17 +351,8 @@ class RunFiles(CommandTest):
             files += [f"--{name}", self.path(f"{name}3.npy", npy((len(values) // self.d, 1, self.d), values))]
         files += ["--cu-seqlens-q", starts, "--cu-seqlens-k", starts_k]
         self.ok(
-            "run",
-            *files,
-            "--causal",
-            "--samples",
-            1,
-            "-o",
-            self.path("out.npy"),
-            "--map",
-            self.path("map.npy"),
-            "--batch",
-            1,
+            "run", *files, "--causal", "--samples", 1, "-o", self.path("out.npy"), "--map", self.path("map.npy"),
+            "--batch", 1
         )
         self.near(read_npy(self.content("out.npy"))[1], self.want_causal[0])
         self.near(read_npy(self.content("map.npy"))[1], self.want_causal[1])
@@ -441,16 +365,8 @@ class RunFiles(CommandTest):
         mask = [1 if j <= i + self.sk - self.sq else 0 for i in range(self.sq) for j in range(self.sk)]
         file = self.path("mask.npy", npy((self.sq, self.sk), mask, "B", "|b1"))
         self.ok(
-            "run",
-            *self.files,
-            "--mask",
-            file,
-            "--samples",
-            1,
-            "-o",
-            self.path("out.npy"),
-            "--map",
-            self.path("map.npy"),
+            "run", *self.files, "--mask", file, "--samples", 1, "-o", self.path("out.npy"), "--map",
+            self.path("map.npy")
         )
         self.near(read_npy(self.content("out.npy"))[1], self.want_causal[0])
         self.near(read_npy(self.content("map.npy"))[1], self.want_causal[1])
@@ -550,19 +466,8 @@ class Check(CommandTest):
 class Bench(CommandTest):
     def test_table_and_json(self):
         text = self.ok(
-            "bench",
-            SMALL,
-            "attention sq=1 sk=64 d=16",
-            "--threads",
-            "1,2",
-            "--samples",
-            3,
-            "--min-time",
-            0.1,
-            "--backend",
-            "all",
-            "--json",
-            self.path("bench.json"),
+            "bench", SMALL, "attention sq=1 sk=64 d=16", "--threads", "1,2", "--samples", 3, "--min-time", 0.1,
+            "--backend", "all", "--json", self.path("bench.json")
         )
         for part in ("GFLOP/s", "% peak", "GB/s", "peak on 1 thread", "peak on 2 threads", "plan cached"):
             self.assertIn(part, text)
