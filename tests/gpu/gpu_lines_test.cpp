@@ -38,6 +38,7 @@ class Tally {
   void fail(Failure failure) {
     const std::lock_guard lock(mutex_);
     if (lost_) return;  // what others meet after the context is lost is not theirs
+    std::replace(failure.reason.begin(), failure.reason.end(), '\n', ' ');  // a failure is a line
     lost_ = testing::is_fatal(failure.reason);
     failures_.push_back(std::move(failure));
     if (lost_) suspects_.assign(in_flight_.begin(), in_flight_.end());
