@@ -72,12 +72,9 @@ int print_json() {
                       {"set", entry.is_set != 0},
                       {"help", entry.help}});
   }
-  const nlohmann::json all = {{"heed", heed_version()},
-                              {"abi", heed_abi_version()},
-                              {"machine", machine_facts()},
-                              {"gpu", gpu_json(info_text())},
-                              {"implementations", implementations},
-                              {"config", config}};
+  const nlohmann::json all = {
+      {"heed", heed_version()},       {"abi", heed_abi_version()},          {"machine", machine_facts()},
+      {"gpu", gpu_json(info_text())}, {"implementations", implementations}, {"config", config}};
   fmt::print("{}\n", all.dump(2));
   return 0;
 }

@@ -11,13 +11,13 @@ namespace heed::cli {
 // Inputs made from a problem line by the library: the same line, the same bits, everywhere.
 class Job {
  public:
-  explicit Job(const std::string& line);  // UsageError where the line is wrong
+  explicit Job(const std::string& line);               // UsageError where the line is wrong
   explicit Job(const heed_attention_args& arguments);  // tensors that the caller keeps alive
 
   // The problem with so many threads; 0: as the line has it.
   ProblemPtr problem(int threads) const;
   heed_check_report check() const;  // the outputs of the last run
-  void poison();  // outputs to NaN
+  void poison();                    // outputs to NaN
   void check_guards() const;
   NamedTensors tensors(bool outputs) const;  // copies of all inputs, or of all outputs
 

@@ -22,8 +22,8 @@ constexpr const char* kBackendHelp = "Do it with this backend (cpu, ref) or impl
 // `also`: a further name that is allowed, or "".
 void add_device(CLI::App* command, std::string& device, const std::string& also, const char* what) {
   const auto check = [also](const std::string& text) {
-    const bool is_index = text.starts_with("cuda:") && text.size() > 5 &&
-                          text.find_first_not_of("0123456789", 5) == std::string::npos;
+    const bool is_index =
+        text.starts_with("cuda:") && text.size() > 5 && text.find_first_not_of("0123456789", 5) == std::string::npos;
     if (text == "cpu" || text == "cuda" || is_index || (!also.empty() && text == also)) return std::string();
     return fmt::format("is '{}'; allowed are {}{}cpu, cuda and cuda:N", text, also, also.empty() ? "" : ", ");
   };
@@ -210,9 +210,10 @@ void add_bench(CLI::App& app, BenchRequest& request) {
 }
 
 void add_warm(CLI::App& app, WarmRequest& request) {
-  CLI::App* command = add_command(app, "warm", "Compile ahead the GPU kernels that problems need, into the kernel cache",
-                                  "  heed warm attention b=4 hq=32 hkv=8 sq=4096 d=128 bf16 causal\n"
-                                  "  heed warm tests/problems/models.txt --arch sm_90a   # on a machine without a GPU");
+  CLI::App* command =
+      add_command(app, "warm", "Compile ahead the GPU kernels that problems need, into the kernel cache",
+                  "  heed warm attention b=4 hq=32 hkv=8 sq=4096 d=128 bf16 causal\n"
+                  "  heed warm tests/problems/models.txt --arch sm_90a   # on a machine without a GPU");
   command->add_option("problems", request.words, kProblemsHelp)->required();
   command->add_option("--arch", request.arch, "For the usual GPU of this architecture; default: the GPU here")
       ->type_name("sm_90a");
@@ -266,8 +267,8 @@ int main(int argc, char** argv) {
   try {
     const auto is_named = [&](const CLI::App* command) { return argc > 1 && command->check_name(argv[1]); };
     if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_named).empty()) {
-      return complain(fmt::format("there is no command '{}'; there are info, explain, run, check, bench and warm", argv[1]),
-                      2);
+      return complain(
+          fmt::format("there is no command '{}'; there are info, explain, run, check, bench and warm", argv[1]), 2);
     }
     app.parse(argc, argv);
     return dispatch(app, requests);

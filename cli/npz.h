@@ -5,7 +5,7 @@
 
 namespace heed::cli {
 
-std::vector<std::string> npz_names(const std::string& path);   // without the ".npy" at their ends
+std::vector<std::string> npz_names(const std::string& path);  // without the ".npy" at their ends
 Tensor read_npz_tensor(const std::string& path, const std::string& name);
 void write_npz(const std::string& path, const NamedTensors& tensors);
 

@@ -37,7 +37,7 @@ class Progress {
 std::string time_text(double us);      // "12.3 us", "4.56 ms"
 std::string bytes_text(double bytes);  // "1.5 MiB"
 nlohmann::json check_json(const heed_check_report& report);
-std::string check_text(const heed_check_report& report);    // a table, a row a tensor
+std::string check_text(const heed_check_report& report);  // a table, a row a tensor
 void write_json(const std::string& path, const nlohmann::json& json);
 
 // Problem lines from the words of a command line: lines (quoted or in words), or files of them; "-" is stdin. In files

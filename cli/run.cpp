@@ -137,9 +137,9 @@ void write_outputs(const RunRequest& request, const Job& job, const LoadedAttent
 
 // What to run, where, and the tensors that go with it.
 struct Input {
-  std::string line;                       // "": from files
+  std::string line;  // "": from files
   std::unique_ptr<LoadedAttention> files;
-  std::unique_ptr<OnDevice> copies;       // of the files' tensors, on a GPU
+  std::unique_ptr<OnDevice> copies;  // of the files' tensors, on a GPU
   DeviceChoice where;
 
   Job job() const {

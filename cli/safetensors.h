@@ -8,9 +8,9 @@ namespace heed::cli {
 class InputFile;
 
 struct SafetensorsEntry {
-  std::string dtype;           // as written: "BF16"; some that heed cannot use are legal in a file
+  std::string dtype;  // as written: "BF16"; some that heed cannot use are legal in a file
   std::vector<int64_t> shape;
-  uint64_t begin = 0, end = 0; // in the data, which starts at SafetensorsIndex::data_offset
+  uint64_t begin = 0, end = 0;  // in the data, which starts at SafetensorsIndex::data_offset
 };
 
 struct SafetensorsIndex {

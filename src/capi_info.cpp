@@ -77,8 +77,8 @@ std::string gpu_text() {
   }
   if (const auto compiler = cuda::nvrtc(driver_version); compiler.ok()) {
     const cuda::NvrtcVersion version = cuda::nvrtc_version(*compiler.value());
-    text += entry_text("compiler", heed::format("NVRTC {}.{}, {}", version.major, version.minor,
-                                                cuda::nvrtc_path(*compiler.value())));
+    text += entry_text(
+        "compiler", heed::format("NVRTC {}.{}, {}", version.major, version.minor, cuda::nvrtc_path(*compiler.value())));
   } else {
     text += entry_text("compiler", compiler.status().message());
   }
@@ -104,8 +104,8 @@ std::vector<std::string_view> sample_lines(std::string_view op, bool backward, b
 template <class Problem>
 std::string row_text(const Impl<Problem>& row, std::string_view op) {
   std::string reason = "no sample problem of this row could be read";
-  for (const std::string_view line : sample_lines(op, row.name.find("_bwd") != std::string_view::npos,
-                                                  row.name.starts_with("cuda/"))) {
+  for (const std::string_view line :
+       sample_lines(op, row.name.find("_bwd") != std::string_view::npos, row.name.starts_with("cuda/"))) {
     const Result<ProblemLine> parsed = parse_problem_line(line);
     if (!parsed.ok()) continue;
     const Verdict verdict = row.check(std::get<Problem>(parsed.value().problem), machine());

@@ -78,8 +78,7 @@ template <class CArgs, class Problem>
 Status resolve_place(const CArgs& args, Problem& problem) {
   if (args.device == HEED_DEVICE_CUDA) return resolve_device(args.device_index, args.num_threads, problem.device_index);
   if (args.device_index != 0 && args.device_index != -1) {
-    return invalid_argument(
-        heed::format("device_index = {}: must be 0 or -1 with device 0 (cpu)", args.device_index));
+    return invalid_argument(heed::format("device_index = {}: must be 0 or -1 with device 0 (cpu)", args.device_index));
   }
   const heed_executor* executor = args.executor;
   return resolve_executor(executor, args.num_threads, problem.threads);

@@ -19,7 +19,7 @@ namespace heed {
 namespace {
 
 constexpr int32_t kSamples = 15, kMaxSamples = 100000, kMaxCalls = 200, kMostCalls = 100000;
-constexpr int32_t kHostCalls = 64;    // few enough that the driver's queue never makes the caller wait
+constexpr int32_t kHostCalls = 64;       // few enough that the driver's queue never makes the caller wait
 constexpr double kHostSampleUs = 20000;  // of the device's time, for each sample of the host's
 constexpr double kSampleUs = 5000, kMaxPauseMs = 10000;
 

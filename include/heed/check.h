@@ -32,15 +32,15 @@ HEED_API void heed_inputs_destroy(heed_inputs* inputs);
  * the same formula with S and softmax in f32, P and the result rounded once; the Frobenius norm likewise. */
 typedef struct heed_check_tensor {
   uint64_t struct_size;
-  char name[16];                  /* "out", "lse", "dq", ... */
+  char name[16]; /* "out", "lse", "dq", ... */
   int32_t passed;
   int32_t reserved;
-  int64_t num_checked;            /* elements compared; above 2 GFLOP a seeded sample and every edge */
+  int64_t num_checked; /* elements compared; above 2 GFLOP a seeded sample and every edge */
   double max_error, max_bound;
   double norm_error, norm_bound;
-  int64_t worst[4];               /* (b, h, row, column) of max_error */
+  int64_t worst[4]; /* (b, h, row, column) of max_error */
   double worst_got, worst_want;
-  char reason[160];               /* empty if passed */
+  char reason[160]; /* empty if passed */
 } heed_check_tensor;
 
 #define HEED_CHECK_MAX_TENSORS 8

@@ -33,33 +33,33 @@ extern "C" {
 typedef int32_t heed_status;
 enum {
   HEED_OK = 0,
-  HEED_INVALID_ARGUMENT = 1,      /* the message names the argument, its value and what is allowed */
-  HEED_NOT_SUPPORTED = 2,         /* the message names what is not, by which backend, and the nearest that is */
-  HEED_NOT_FOUND = 3,             /* no such backend, file or variable */
+  HEED_INVALID_ARGUMENT = 1, /* the message names the argument, its value and what is allowed */
+  HEED_NOT_SUPPORTED = 2,    /* the message names what is not, by which backend, and the nearest that is */
+  HEED_NOT_FOUND = 3,        /* no such backend, file or variable */
   HEED_OUT_OF_MEMORY = 4,
   HEED_INITIALIZATION_FAILED = 5,
   HEED_OPERATION_FAILED = 6
 };
 
 HEED_API int32_t heed_abi_version(void);
-HEED_API const char* heed_version(void);                       /* "0.1.0" */
-HEED_API const char* heed_status_name(heed_status status);     /* "invalid_argument" */
-HEED_API const char* heed_last_error(void);                    /* "" after a success */
+HEED_API const char* heed_version(void);                   /* "0.1.0" */
+HEED_API const char* heed_status_name(heed_status status); /* "invalid_argument" */
+HEED_API const char* heed_last_error(void);                /* "" after a success */
 
 /* ---- tensors --------------------------------------------------------------------------------------------------- */
 
 typedef int32_t heed_dtype;
 enum {
-  HEED_DTYPE_NONE = 0,            /* the tensor is absent */
+  HEED_DTYPE_NONE = 0, /* the tensor is absent */
   HEED_DTYPE_F32 = 1,
   HEED_DTYPE_F16 = 2,
   HEED_DTYPE_BF16 = 3,
-  HEED_DTYPE_F64 = 4,             /* the reference only */
+  HEED_DTYPE_F64 = 4, /* the reference only */
   HEED_DTYPE_I32 = 5,
-  HEED_DTYPE_BOOL = 6             /* one byte, 0 or not 0 */
+  HEED_DTYPE_BOOL = 6 /* one byte, 0 or not 0 */
 };
 
-HEED_API const char* heed_dtype_name(heed_dtype dtype);        /* "bf16" */
+HEED_API const char* heed_dtype_name(heed_dtype dtype); /* "bf16" */
 HEED_API size_t heed_dtype_bytes(heed_dtype dtype);
 
 typedef int32_t heed_device;
@@ -70,10 +70,10 @@ enum { HEED_DEVICE_CPU = 0, HEED_DEVICE_CUDA = 1 };
 /* A view of memory that the caller owns. Frozen: this struct never changes. */
 typedef struct heed_tensor {
   void* data;
-  heed_dtype dtype;               /* HEED_DTYPE_NONE: absent */
+  heed_dtype dtype; /* HEED_DTYPE_NONE: absent */
   int32_t ndim;
   int64_t shape[HEED_MAX_DIMS];
-  int64_t stride[HEED_MAX_DIMS];  /* elements; 0 broadcasts (inputs only) */
+  int64_t stride[HEED_MAX_DIMS]; /* elements; 0 broadcasts (inputs only) */
 } heed_tensor;
 
 /* ---- configuration, log, machine ------------------------------------------------------------------------------- */
@@ -81,11 +81,11 @@ typedef struct heed_tensor {
 /* One HEED_* environment variable. Read once, at the first call that needs it. */
 typedef struct heed_config_entry {
   uint64_t struct_size;
-  const char* name;               /* "HEED_THREADS" */
-  const char* value;              /* in force now */
+  const char* name;  /* "HEED_THREADS" */
+  const char* value; /* in force now */
   const char* default_value;
   const char* help;
-  int32_t is_set;                 /* 1 if the environment gave it */
+  int32_t is_set; /* 1 if the environment gave it */
   int32_t reserved;
 } heed_config_entry;
 
@@ -113,20 +113,20 @@ HEED_API heed_status heed_info(char* buffer, size_t buffer_bytes, size_t* needed
 typedef struct heed_executor {
   uint64_t struct_size;
   void* context;
-  int32_t num_threads;            /* how many tasks can run at once, the caller's thread included; >= 1 */
+  int32_t num_threads; /* how many tasks can run at once, the caller's thread included; >= 1 */
   int32_t reserved;
   void (*run)(void* context, int32_t num_tasks, void (*task)(void* argument, int32_t index), void* argument);
 } heed_executor;
 
-HEED_API const heed_executor* heed_executor_pool(void);    /* heed's own threads: HEED_THREADS of them; the default */
-HEED_API const heed_executor* heed_executor_serial(void);  /* the caller's thread alone */
+HEED_API const heed_executor* heed_executor_pool(void);   /* heed's own threads: HEED_THREADS of them; the default */
+HEED_API const heed_executor* heed_executor_serial(void); /* the caller's thread alone */
 
 /* Workspace for the one-call functions. NULL functions mean aligned malloc on the CPU and, on CUDA, cuMemAllocAsync and
  * cuMemFreeAsync on the call's stream. */
 typedef struct heed_allocator {
   uint64_t struct_size;
   void* context;
-  void* (*allocate)(void* context, size_t bytes, size_t alignment, void* stream);  /* NULL on failure */
+  void* (*allocate)(void* context, size_t bytes, size_t alignment, void* stream); /* NULL on failure */
   void (*deallocate)(void* context, void* pointer, size_t bytes, void* stream);
 } heed_allocator;
 
@@ -139,14 +139,14 @@ typedef struct heed_problem heed_problem;
  * here; heed_inputs_create uses them. */
 HEED_API heed_status heed_problem_parse(const char* line, heed_problem** problem);
 HEED_API heed_status heed_problem_print(const heed_problem* problem, char* buffer, size_t buffer_bytes, size_t* needed);
-HEED_API const char* heed_problem_op(const heed_problem* problem);            /* "attention" or "kv_append" */
-HEED_API double heed_problem_flops(const heed_problem* problem);              /* as the field counts them */
-HEED_API double heed_problem_bytes(const heed_problem* problem);              /* inputs read + outputs written once */
+HEED_API const char* heed_problem_op(const heed_problem* problem); /* "attention" or "kv_append" */
+HEED_API double heed_problem_flops(const heed_problem* problem);   /* as the field counts them */
+HEED_API double heed_problem_bytes(const heed_problem* problem);   /* inputs read + outputs written once */
 HEED_API void heed_problem_destroy(heed_problem* problem);
 
 typedef struct heed_plan_options {
   uint64_t struct_size;
-  const char* backend;            /* NULL: choose. "cpu", "ref", or a full name: that one or an error */
+  const char* backend; /* NULL: choose. "cpu", "ref", or a full name: that one or an error */
 } heed_plan_options;
 
 /* How a problem will be done: an ordered list of steps. Immutable, owns no mutable memory: any number of threads may run
@@ -156,7 +156,7 @@ typedef struct heed_plan heed_plan;
 HEED_API heed_status heed_plan_create(const heed_problem* problem, const heed_plan_options* options, heed_plan** plan);
 HEED_API void heed_plan_destroy(heed_plan* plan);
 HEED_API size_t heed_plan_workspace_bytes(const heed_plan* plan);
-HEED_API const char* heed_plan_impl(const heed_plan* plan);                   /* "cpu/attention_fwd_avx512" */
+HEED_API const char* heed_plan_impl(const heed_plan* plan); /* "cpu/attention_fwd_avx512" */
 HEED_API heed_status heed_plan_print(const heed_plan* plan, char* buffer, size_t buffer_bytes, size_t* needed);
 
 /* One row of the registry and what it says of a problem. Strings live as long as the process, `reason` until this
@@ -166,8 +166,8 @@ typedef struct heed_verdict {
   const char* impl;
   int32_t accepted;
   int32_t chosen;
-  const char* reason;             /* why not; or, where accepted, a remark, often empty */
-  double cost_us;                 /* the planner's estimate; negative where declined */
+  const char* reason; /* why not; or, where accepted, a remark, often empty */
+  double cost_us;     /* the planner's estimate; negative where declined */
 } heed_verdict;
 
 HEED_API int32_t heed_verdict_count(const heed_problem* problem);
@@ -189,9 +189,9 @@ HEED_API void heed_plan_cache_clear(void);
 
 typedef struct heed_warm_options {
   uint64_t struct_size;
-  const char* arch;               /* "sm_90a": for the usual GPU of that architecture; none needs to be here. NULL: for
+  const char* arch;              /* "sm_90a": for the usual GPU of that architecture; none needs to be here. NULL: for
                                      the GPU that each problem names */
-  const heed_executor* executor;  /* compiles on these threads; NULL: heed's pool */
+  const heed_executor* executor; /* compiles on these threads; NULL: heed's pool */
   /* NULL, or called before the first kernel ("") and after each, from any thread, one call at a time. */
   void (*progress)(void* progress_context, int32_t done, int32_t total, const char* kernel);
   void* progress_context;
@@ -199,9 +199,9 @@ typedef struct heed_warm_options {
 
 typedef struct heed_warm_result {
   uint64_t struct_size;
-  int32_t num_kernels;            /* that the problems launch, each counted once */
-  int32_t num_compiled;           /* of them, by this process; the others were in the kernel cache */
-  double compile_seconds;         /* summed over kernels, whatever ran at the same time */
+  int32_t num_kernels;    /* that the problems launch, each counted once */
+  int32_t num_compiled;   /* of them, by this process; the others were in the kernel cache */
+  double compile_seconds; /* summed over kernels, whatever ran at the same time */
 } heed_warm_result;
 
 /* Compiles the kernels that these problems launch on a GPU and keeps them in the cache on disk, so that no later process

@@ -20,9 +20,16 @@ struct State {
       {"HEED_LOG", "off", "what the log callback hears: off, error, warning, info or debug, and worse", {}, false},
       {"HEED_SPIN_US", "50", "microseconds that an idle thread of the pool spins before it sleeps", {}, false},
       {"HEED_PLAN_CACHE", "1024", "plans kept by the one-call functions; 0: none", {}, false},
-      {"HEED_JIT", "on", "GPU kernels: on (compile what the kernel cache lacks) or require-cache (that is an error)", {},
+      {"HEED_JIT",
+       "on",
+       "GPU kernels: on (compile what the kernel cache lacks) or require-cache (that is an error)",
+       {},
        false},
-      {"HEED_CACHE_DIR", "", "folder of compiled GPU kernels; $XDG_CACHE_HOME/heed or ~/.cache/heed if empty", {}, false},
+      {"HEED_CACHE_DIR",
+       "",
+       "folder of compiled GPU kernels; $XDG_CACHE_HOME/heed or ~/.cache/heed if empty",
+       {},
+       false},
       {"HEED_NVRTC", "", "the file of NVIDIA's run-time compiler, libnvrtc.so; searched for if empty", {}, false},
   }};
   std::vector<std::string> warnings;

@@ -8,7 +8,15 @@
 
 namespace heed {
 
-enum class Dtype : int32_t { kNone = 0, kF32 = 1, kF16 = 2, kBf16 = 3, kF64 = 4, kI32 = 5, kBool = 6 };  // as in heed/core.h
+enum class Dtype : int32_t {
+  kNone = 0,
+  kF32 = 1,
+  kF16 = 2,
+  kBf16 = 3,
+  kF64 = 4,
+  kI32 = 5,
+  kBool = 6
+};  // as in heed/core.h
 
 constexpr int64_t dtype_bytes(Dtype dtype) {
   switch (dtype) {
@@ -51,7 +59,8 @@ constexpr float to_float(Bf16 x) { return std::bit_cast<float>(uint32_t{x.bits} 
 
 constexpr Bf16 to_bf16(float x) {
   const uint32_t u = std::bit_cast<uint32_t>(x);
-  if ((u & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((u >> 16) | 0x40u)};  // NaN: keep it quiet, not inf
+  if ((u & 0x7fffffffu) > 0x7f800000u)
+    return {static_cast<uint16_t>((u >> 16) | 0x40u)};  // NaN: keep it quiet, not inf
   return {static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16)};
 }
 

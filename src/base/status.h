@@ -43,8 +43,8 @@ inline Status operation_failed(std::string message) { return {StatusCode::kOpera
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::move(value)) {}               // NOLINT(google-explicit-constructor)
-  Result(Status status) : state_(std::move(status)) {}        // NOLINT(google-explicit-constructor)
+  Result(T value) : state_(std::move(value)) {}         // NOLINT(google-explicit-constructor)
+  Result(Status status) : state_(std::move(status)) {}  // NOLINT(google-explicit-constructor)
 
   bool ok() const { return state_.index() == 0; }
   const Status& status() const {
@@ -61,7 +61,7 @@ class [[nodiscard]] Result {
 
 }  // namespace heed
 
-#define HEED_RETURN_IF_ERROR(expression)                  \
-  do {                                                    \
+#define HEED_RETURN_IF_ERROR(expression)                                      \
+  do {                                                                        \
     if (::heed::Status status_ = (expression); !status_.ok()) return status_; \
   } while (0)

@@ -20,7 +20,9 @@ void run_tasks(const heed_executor& executor, int32_t num_tasks, Body&& body) {
     if (num_tasks == 1) body(0);
     return;
   }
-  auto trampoline = [](void* argument, int32_t index) { (*static_cast<std::remove_reference_t<Body>*>(argument))(index); };
+  auto trampoline = [](void* argument, int32_t index) {
+    (*static_cast<std::remove_reference_t<Body>*>(argument))(index);
+  };
   executor.run(executor.context, num_tasks, trampoline, &body);
 }
 

@@ -24,27 +24,27 @@
 
 namespace heed::cpu {
 
-constexpr int64_t kVectorPad = 16;  // rows of scratch are whole vectors of the widest target
+constexpr int64_t kVectorPad = 16;                    // rows of scratch are whole vectors of the widest target
 constexpr int64_t kKeepBefore = 16, kKeepAfter = 64;  // room around a row of dropout factors, drawn 64 at a time
 
 // Blocking: from head dims only, so that results depend on nothing else.
 struct BackwardShape {
   int64_t head_dim = 0, head_dim_v = 0;
   int64_t d_pad = 0, dv_pad = 0;  // rounded up to kVectorPad
-  int64_t query_block = 0;  // rows of a tile: a multiple of the register tile's 6
-  int64_t key_block = 0;  // lanes of a tile: a multiple of 64
-  int64_t tile_stride = 0;  // of S and dP: key_block and a little, so that columns do not meet in one cache set
+  int64_t query_block = 0;        // rows of a tile: a multiple of the register tile's 6
+  int64_t key_block = 0;          // lanes of a tile: a multiple of 64
+  int64_t tile_stride = 0;        // of S and dP: key_block and a little, so that columns do not meet in one cache set
 };
 BackwardShape backward_shape(const AttentionProblem& problem);
 
 // Offsets in floats into one worker's scratch.
 struct BackwardScratch {
   int64_t k_rows = 0, k_lanes = 0, v_lanes = 0;  // [key][d], [d][key] and [d][key] in panels of keys
-  int64_t dk = 0, dv = 0;  // [key][d]
-  int64_t q = 0, dout = 0, dq = 0;  // [query][d]
-  int64_t s = 0, dp = 0;  // [query][key]: scores, then P; dP, then dS
-  int64_t row = 0;  // one row of keys each: bias, mask, dropout, dS before the softcap's slope
-  int64_t shown = 0;  // bytes [query][key], on the exact path
+  int64_t dk = 0, dv = 0;                        // [key][d]
+  int64_t q = 0, dout = 0, dq = 0;               // [query][d]
+  int64_t s = 0, dp = 0;                         // [query][key]: scores, then P; dP, then dS
+  int64_t row = 0;        // one row of keys each: bias, mask, dropout, dS before the softcap's slope
+  int64_t shown = 0;      // bytes [query][key], on the exact path
   int64_t bias_sums = 0;  // [query][key], where dbias has broadcast dimensions
   int64_t floats = 0;
 };
@@ -69,13 +69,13 @@ struct BackwardRun {
   ScoreTerms terms;
   Sequence* sequences = nullptr;  // [batch]
   int64_t* first_task = nullptr;  // [batch + 1]
-  float* delta = nullptr;  // per query row: rowsum(dout * out) - dlse
-  float* dq_sum = nullptr;  // f32 sums of dQ; null: dq is f32 itself
-  int32_t* turns = nullptr;  // per (query head, query block): blocks of keys that have been added
+  float* delta = nullptr;         // per query row: rowsum(dout * out) - dlse
+  float* dq_sum = nullptr;        // f32 sums of dQ; null: dq is f32 itself
+  int32_t* turns = nullptr;       // per (query head, query block): blocks of keys that have been added
   int32_t* head_turns = nullptr;  // per (sequence, kv head): the same for dalibi
-  double* dalibi = nullptr;  // per (sequence, query head)
-  double* dsinks = nullptr;  // per (sequence, query head)
-  float* scratch = nullptr;  // of worker 0
+  double* dalibi = nullptr;       // per (sequence, query head)
+  double* dsinks = nullptr;       // per (sequence, query head)
+  float* scratch = nullptr;       // of worker 0
 
   // Where a query row stands in delta and dq_sum.
   int64_t row_index(const Sequence& s, int64_t h, int64_t i) const {

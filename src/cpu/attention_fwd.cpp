@@ -74,7 +74,7 @@ struct ForwardParams {
   ForwardShape shape;
   ScratchLayout layout;
   int32_t threads = 1;
-  int64_t max_split_units = 0;   // units whose chunks may be tasks: workspace for their partials
+  int64_t max_split_units = 0;  // units whose chunks may be tasks: workspace for their partials
   int64_t partial_stride = 0;
   size_t sequences_at = 0, pending_at = 0, partials_at = 0, scratch_at = 0;  // bytes into the workspace
 };

@@ -27,11 +27,11 @@ constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * t
 // Blocking: from head dims only, so that results depend on nothing else.
 struct ForwardShape {
   int64_t head_dim = 0, head_dim_v = 0;
-  int64_t key_block = 128;    // keys per step of a unit
-  int64_t unit_rows = 256;    // at most; a run with few units takes fewer, which changes no bit
-  bool decode_only = false;   // no sequence can have more than kDecodeRows rows
-  int64_t decode_rows = 8;    // of a decode unit, all its kv heads together
-  bool modified = false;      // bias or mask: scratch for their tiles
+  int64_t key_block = 128;   // keys per step of a unit
+  int64_t unit_rows = 256;   // at most; a run with few units takes fewer, which changes no bit
+  bool decode_only = false;  // no sequence can have more than kDecodeRows rows
+  int64_t decode_rows = 8;   // of a decode unit, all its kv heads together
+  bool modified = false;     // bias or mask: scratch for their tiles
   bool bf16_dot = false;
 };
 
@@ -49,11 +49,11 @@ int64_t partial_floats(const ForwardShape& shape, int64_t rows);
 struct SequenceWork {
   Sequence where;
   int64_t first_task = 0;
-  int64_t first_unit = 0;     // among the units whose chunks are tasks
-  int64_t row_blocks = 0;     // units per kv head, or per group of kv heads
-  int64_t unit_heads = 1;     // kv heads of a unit
+  int64_t first_unit = 0;  // among the units whose chunks are tasks
+  int64_t row_blocks = 0;  // units per kv head, or per group of kv heads
+  int64_t unit_heads = 1;  // kv heads of a unit
   int64_t chunk_keys = 0;
-  int64_t num_chunks = 0;     // ceil(k_len / chunk_keys), at least 1
+  int64_t num_chunks = 0;  // ceil(k_len / chunk_keys), at least 1
   bool decode = false;
 };
 
@@ -69,14 +69,14 @@ struct ForwardRun {
   ForwardShape shape;
   ScratchLayout layout;
   ScoreTerms terms;
-  float scale = 1.0f;               // softmax_scale * log2(e): what products of Q as it is need
-  float q_factor = 1.0f;            // f32: Q is multiplied by this; terms.factor is what is left for the products
+  float scale = 1.0f;     // softmax_scale * log2(e): what products of Q as it is need
+  float q_factor = 1.0f;  // f32: Q is multiplied by this; terms.factor is what is left for the products
   int64_t unit_rows = 256;
   int64_t decode_heads = 1;
-  bool split = false;               // chunks are tasks of their own
-  int64_t partial_stride = 0;       // floats between partials
+  bool split = false;          // chunks are tasks of their own
+  int64_t partial_stride = 0;  // floats between partials
   SequenceWork* sequences = nullptr;
-  int64_t num_sequences = 0;        // batch + 1: the last one is packed rows after every sequence
+  int64_t num_sequences = 0;  // batch + 1: the last one is packed rows after every sequence
   int64_t num_tasks = 0;
   std::atomic<int32_t>* pending = nullptr;  // per unit: chunks not yet done
   float* partials = nullptr;
@@ -86,16 +86,16 @@ struct UnitTask {
   const SequenceWork* work = nullptr;
   int64_t kv_head = 0, num_heads = 1;
   int64_t first_row = 0, num_rows = 0;  // packed query rows, of each kv head
-  int64_t chunk = -1;               // -1: all, here
+  int64_t chunk = -1;                   // -1: all, here
   std::atomic<int32_t>* pending = nullptr;
-  float* partials = nullptr;        // of this unit, chunk after chunk
+  float* partials = nullptr;  // of this unit, chunk after chunk
 };
 
 // The kernels of one instruction set.
 struct ForwardKernels {
   void (*attend)(const ForwardRun& run, const UnitTask& task, float* scratch);
 };
-const ForwardKernels* forward_kernels_avx512();   // null: not compiled in
+const ForwardKernels* forward_kernels_avx512();  // null: not compiled in
 const ForwardKernels* forward_kernels_avx2();
 const ForwardKernels* forward_kernels_neon();
 const ForwardKernels* forward_kernels_generic();

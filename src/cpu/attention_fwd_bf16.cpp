@@ -43,7 +43,7 @@ HEED_BF16_TARGET inline __mmask32 smaller_than(__m512i x, uint16_t bound) {
   return _mm512_cmplt_epu16_mask(_mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)),
                                  _mm512_set1_epi16(static_cast<int16_t>(bound - 1)));  // 0 wraps round to the largest
 }
-constexpr uint16_t kSmallestNormal = 1 << 7;  // 2^-126
+constexpr uint16_t kSmallestNormal = 1 << 7;          // 2^-126
 constexpr uint16_t kSmallestValue = (127 - 80) << 7;  // 2^-80
 
 HEED_BF16_TARGET bool copy_keys(const uint16_t* src, int64_t count, uint16_t* dst) {

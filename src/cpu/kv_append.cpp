@@ -24,8 +24,8 @@ struct Append {
   int64_t num_q = 0, first_q = 0;        // queries to turn
   int64_t num_zero = 0, first_zero = 0;  // rows of q_out that nobody fills
   int64_t cache_row = 0;
-  int64_t start = 0;                     // place of the first new key in the cache row
-  int64_t position = 0;                  // its rotary position
+  int64_t start = 0;     // place of the first new key in the cache row
+  int64_t position = 0;  // its rotary position
   int32_t status = 0;
 };
 

@@ -15,7 +15,7 @@ constexpr float kLn2 = 0.6931471805599453f;
 
 // The score's terms for one run; pointers are args' own.
 struct ScoreTerms {
-  float factor = 1.0f;  // products times this are scores; 1 where Q has been multiplied by it already
+  float factor = 1.0f;   // products times this are scores; 1 where Q has been multiplied by it already
   float softcap = 0.0f;  // in log2 units; 0: off
   const void* bias = nullptr;
   Dtype bias_dtype = Dtype::kNone;
@@ -48,10 +48,10 @@ bool key_is_kept(const ScoreTerms& terms, int64_t batch, int64_t head, int64_t q
 struct LaneBlock {
   int64_t batch = 0;
   int32_t count = 0;
-  alignas(64) int32_t query[kBlockLanes];  // i, within the sequence
-  alignas(64) int32_t head[kBlockLanes];  // query head
+  alignas(64) int32_t query[kBlockLanes];     // i, within the sequence
+  alignas(64) int32_t head[kBlockLanes];      // query head
   alignas(64) int64_t position[kBlockLanes];  // i + offset
-  alignas(64) int64_t lo[kBlockLanes];  // visible keys by causal, window, chunk and length: lo <= j < hi
+  alignas(64) int64_t lo[kBlockLanes];        // visible keys by causal, window, chunk and length: lo <= j < hi
   alignas(64) int64_t hi[kBlockLanes];
   alignas(64) float slope[kBlockLanes];  // ALiBi, in log2 units
 };

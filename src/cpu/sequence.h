@@ -65,11 +65,11 @@ inline KeyRange visible_keys(const AttentionProblem& problem, int64_t k_len, int
 // Rows of k or v of one (sequence, kv head): element offset of the row of key j from the tensor's data pointer.
 struct KeyRows {
   const int32_t* pages = nullptr;  // this sequence's row of the page table; null: not paged
-  int64_t page_step = 1;  // between entries of the page table
+  int64_t page_step = 1;           // between entries of the page table
   int64_t page_size = 0;
   int64_t page_stride = 0;
   int64_t row_stride = 0;
-  int64_t base = 0;  // paged: of the head; else of key 0
+  int64_t base = 0;   // paged: of the head; else of key 0
   int64_t first = 0;  // paged: k_begin
 
   int64_t offset(int64_t j) const {

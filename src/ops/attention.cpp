@@ -21,12 +21,12 @@ Status check_dtypes(const AttentionProblem& p) {
     return invalid_argument(format("dtype = {} must be f32, f16, bf16 or f64", dtype_name(p.dtype)));
   }
   if (p.out_dtype != p.dtype && p.out_dtype != Dtype::kF32 && p.out_dtype != Dtype::kF64) {
-    return invalid_argument(format("out_dtype = {} must be {} (as q, k, v), f32 or f64", dtype_name(p.out_dtype),
-                                   dtype_name(p.dtype)));
+    return invalid_argument(
+        format("out_dtype = {} must be {} (as q, k, v), f32 or f64", dtype_name(p.out_dtype), dtype_name(p.dtype)));
   }
   if (p.bias() && p.bias_dtype != p.dtype && p.bias_dtype != Dtype::kF32) {
-    return invalid_argument(format("bias_dtype = {} must be f32 or {} (as q, k, v)", dtype_name(p.bias_dtype),
-                                   dtype_name(p.dtype)));
+    return invalid_argument(
+        format("bias_dtype = {} must be f32 or {} (as q, k, v)", dtype_name(p.bias_dtype), dtype_name(p.dtype)));
   }
   return {};
 }
@@ -56,8 +56,7 @@ Status check_sizes(const AttentionProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("nheads_q", p.nheads_q, 1, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("nheads_kv", p.nheads_kv, 1, kMaxExtent));
   if (p.nheads_q % p.nheads_kv != 0) {
-    return invalid_argument(
-        format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
+    return invalid_argument(format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
   }
   HEED_RETURN_IF_ERROR(check_range("seqlen_q", p.seqlen_q, 0, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("seqlen_k", p.seqlen_k, 0, kMaxExtent));
@@ -77,12 +76,14 @@ Status check_storage(const AttentionProblem& p) {
     return invalid_argument("layout_kv = thd must be bshd or bhsd (the layout of one page) with page_size > 0");
   }
   if (p.paged() && p.seqlen_k % p.page_size != 0) {
-    return invalid_argument(format("seqlen_k = {} must be a multiple of page_size = {}: a capacity is whole pages "
-                                   "(used_k states shorter sequences)", p.seqlen_k, p.page_size));
+    return invalid_argument(
+        format("seqlen_k = {} must be a multiple of page_size = {}: a capacity is whole pages "
+               "(used_k states shorter sequences)",
+               p.seqlen_k, p.page_size));
   }
   if (p.cache_batch > 0 && p.packed_k()) {
-    return invalid_argument(format("cache_batch = {} must be 0 with layout_kv = thd: packed keys have no cache rows",
-                                   p.cache_batch));
+    return invalid_argument(
+        format("cache_batch = {} must be 0 with layout_kv = thd: packed keys have no cache rows", p.cache_batch));
   }
   const uint8_t score_dims = static_cast<uint8_t>((p.bias() ? p.bias_dims : 0) | (p.mask ? p.mask_dims : 0));
   if ((score_dims & kDimI) != 0 && p.packed_q() && p.seqlen_q == 0 && p.total_q > 0) {
@@ -110,24 +111,31 @@ Status check_scores(const AttentionProblem& p) {
 
 Status check_forward(const AttentionProblem& p) {
   if (p.dlse || p.dq || p.dk || p.dv || p.dbias || p.dsinks || p.dalibi) {
-    return invalid_argument("dlse and the gradients dq, dk, dv, dbias, dsinks, dalibi_slopes must be absent in the "
-                            "forward pass");
+    return invalid_argument(
+        "dlse and the gradients dq, dk, dv, dbias, dsinks, dalibi_slopes must be absent in the "
+        "forward pass");
   }
   return {};
 }
 
 Status check_backward(const AttentionProblem& p) {
   if (p.paged()) {
-    return invalid_argument(format("page_size = {} must be 0 in the backward pass: paged caches are for the forward "
-                                   "pass only", p.page_size));
+    return invalid_argument(
+        format("page_size = {} must be 0 in the backward pass: paged caches are for the forward "
+               "pass only",
+               p.page_size));
   }
   if (p.cache_batch > 0) {
-    return invalid_argument(format("cache_batch = {} must be 0 in the backward pass: cache_batch_idx is for the "
-                                   "forward pass only", p.cache_batch));
+    return invalid_argument(
+        format("cache_batch = {} must be 0 in the backward pass: cache_batch_idx is for the "
+               "forward pass only",
+               p.cache_batch));
   }
   if (p.splits > 0) {
-    return invalid_argument(format("splits = {} must be 0 in the backward pass: splitting keys is for the forward pass "
-                                   "only", p.splits));
+    return invalid_argument(
+        format("splits = {} must be 0 in the backward pass: splitting keys is for the forward pass "
+               "only",
+               p.splits));
   }
   if (!p.lse) return invalid_argument("lse must be present in the backward pass, which reads it");
   if (!(p.dq || p.dk || p.dv || p.dbias || p.dsinks || p.dalibi)) {
@@ -143,9 +151,10 @@ Status check_backward(const AttentionProblem& p) {
 Status check_letters(const TensorLayout& tensor) {
   for (int dim = 0; dim < 4; ++dim) {
     if ((tensor.dims >> dim & 1) != 0 && tensor.shape[dim] > 1 && tensor.stride[dim] == 0) {
-      return invalid_argument(format("strides of {} = ({}, {}, {}, {}) must not be 0 in dimension {}, which is stated "
-                                     "not to be broadcast", tensor.name, tensor.stride[0], tensor.stride[1],
-                                     tensor.stride[2], tensor.stride[3], "bhij"[dim]));
+      return invalid_argument(
+          format("strides of {} = ({}, {}, {}, {}) must not be 0 in dimension {}, which is stated "
+                 "not to be broadcast",
+                 tensor.name, tensor.stride[0], tensor.stride[1], tensor.stride[2], tensor.stride[3], "bhij"[dim]));
     }
   }
   return {};
@@ -185,10 +194,9 @@ Status check_numbers(const AttentionProblem& p, const AttentionArgs& args) {
 }
 
 Status check_slot_pointers(const AttentionProblem& p, const AttentionArgs& args) {
-  const std::array<const void*, kNumSlots> pointers = {args.q,    args.k,    args.v,    args.out,  args.lse,
-                                                       args.bias, args.mask, args.dout, args.dlse, args.dq,
-                                                       args.dk,   args.dv,   args.dbias, args.page_table,
-                                                       args.alibi_slopes};
+  const std::array<const void*, kNumSlots> pointers = {
+      args.q,    args.k,  args.v,  args.out, args.lse,   args.bias,       args.mask,        args.dout,
+      args.dlse, args.dq, args.dk, args.dv,  args.dbias, args.page_table, args.alibi_slopes};
   for (int i = 0; i < kNumSlots; ++i) {
     const Slot slot = static_cast<Slot>(i);
     if (pointers[i] == nullptr) {

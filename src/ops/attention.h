@@ -29,7 +29,22 @@ enum StatusBit : int32_t { kBadLengthQ = 1, kBadLengthK = 2, kBadPage = 4, kAppe
 //   page_table                       (row, page, -, -)
 //   alibi_slopes                     (b, h, -, -); b's stride 0 if one set serves the batch
 enum class Slot : int32_t {
-  kQ, kK, kV, kOut, kLse, kBias, kMask, kDout, kDlse, kDq, kDk, kDv, kDbias, kPageTable, kAlibi, kCount
+  kQ,
+  kK,
+  kV,
+  kOut,
+  kLse,
+  kBias,
+  kMask,
+  kDout,
+  kDlse,
+  kDq,
+  kDk,
+  kDv,
+  kDbias,
+  kPageTable,
+  kAlibi,
+  kCount
 };
 constexpr int kNumSlots = static_cast<int>(Slot::kCount);
 std::string_view slot_name(Slot slot);  // "q", "page_table", ...
@@ -40,29 +55,29 @@ enum DimBit : uint8_t { kDimB = 1, kDimH = 2, kDimI = 4, kDimJ = 8 };
 // Every member counts for the plan cache's key, which is the struct's bytes.
 struct AttentionProblem {
   Pass pass = Pass::kForward;
-  Dtype dtype = Dtype::kF32;          // of q, k, v
-  Dtype out_dtype = Dtype::kF32;      // of out and dout. f64 (reference only) makes every output f64
+  Dtype dtype = Dtype::kF32;      // of q, k, v
+  Dtype out_dtype = Dtype::kF32;  // of out and dout. f64 (reference only) makes every output f64
   Layout layout_q = Layout::kBshd;
-  Layout layout_kv = Layout::kBshd;   // with pages: of one page
+  Layout layout_kv = Layout::kBshd;  // with pages: of one page
   Device device = Device::kCpu;
-  int32_t device_index = 0;           // CUDA: which of the devices; CPU: 0
-  int32_t threads = 0;                // CPU; 0: all of the executor's. CUDA: 0
+  int32_t device_index = 0;  // CUDA: which of the devices; CPU: 0
+  int32_t threads = 0;       // CPU; 0: all of the executor's. CUDA: 0
   OffsetKind offset_kind = OffsetKind::kBottomRight;
   int32_t reserved0 = 0;
 
   int64_t batch = 1, nheads_q = 1, nheads_kv = 1;
-  int64_t seqlen_q = 0, seqlen_k = 0; // capacities; packed: max_seqlen hints (0: unknown), never trusted
+  int64_t seqlen_q = 0, seqlen_k = 0;  // capacities; packed: max_seqlen hints (0: unknown), never trusted
   int64_t head_dim = 0, head_dim_v = 0;
-  int64_t total_q = 0, total_k = 0;   // packed: rows of the q or k tensor
-  int64_t page_size = 0, num_pages = 0;   // 0: not paged. Then seqlen_k = max_pages * page_size
-  int64_t cache_batch = 0;            // > 0: k, v (or page_table) have so many rows, cache_batch_idx chooses
+  int64_t total_q = 0, total_k = 0;             // packed: rows of the q or k tensor
+  int64_t page_size = 0, num_pages = 0;         // 0: not paged. Then seqlen_k = max_pages * page_size
+  int64_t cache_batch = 0;                      // > 0: k, v (or page_table) have so many rows, cache_batch_idx chooses
   int64_t window_left = -1, window_right = -1;  // causal is window_right = 0
-  int64_t q_offset = 0;               // with kGiven
-  int64_t chunk = 0;                  // 0: off
-  int64_t splits = 0;                 // 0: choose
+  int64_t q_offset = 0;                         // with kGiven
+  int64_t chunk = 0;                            // 0: off
+  int64_t splits = 0;                           // 0: choose
 
-  Dtype bias_dtype = Dtype::kNone;    // kNone: no bias
-  uint8_t bias_dims = 0;              // DimBit of the dimensions that are not broadcast
+  Dtype bias_dtype = Dtype::kNone;  // kNone: no bias
+  uint8_t bias_dims = 0;            // DimBit of the dimensions that are not broadcast
   uint8_t mask_dims = 0;
   bool mask = false;
   bool softcap = false;
@@ -73,10 +88,10 @@ struct AttentionProblem {
   bool leftpad = false;
   bool used_q = false;
   bool used_k = false;
-  bool lse = false;                   // forward: lse is written. Backward: true
+  bool lse = false;  // forward: lse is written. Backward: true
   bool deterministic = false;
   bool batch_invariant = false;
-  bool dlse = false;                  // backward: which gradients come in and go out
+  bool dlse = false;  // backward: which gradients come in and go out
   bool dq = false, dk = false, dv = false, dbias = false, dsinks = false, dalibi = false;
   uint8_t reserved[7] = {};
 
@@ -100,8 +115,8 @@ static_assert(std::has_unique_object_representations_v<AttentionProblem>, "the k
 // Pointers and numbers of one run. Shapes and strides are the problem's. Absent tensors are null.
 struct AttentionArgs {
   const void *q = nullptr, *k = nullptr, *v = nullptr;
-  void* out = nullptr;                // backward: input
-  void* lse = nullptr;                // f32, or f64 where out is; backward: input
+  void* out = nullptr;  // backward: input
+  void* lse = nullptr;  // f32, or f64 where out is; backward: input
   const void* bias = nullptr;
   const uint8_t* mask = nullptr;
   const float *alibi_slopes = nullptr, *sinks = nullptr;
@@ -112,7 +127,7 @@ struct AttentionArgs {
   void *dq = nullptr, *dk = nullptr, *dv = nullptr, *dbias = nullptr, *dsinks = nullptr, *dalibi_slopes = nullptr;
   int32_t* status = nullptr;
 
-  float softmax_scale = 1.0f;         // resolved: never the "default" marker
+  float softmax_scale = 1.0f;  // resolved: never the "default" marker
   float softcap = 0.0f;
   float dropout_p = 0.0f;
   uint64_t dropout_seed = 0, dropout_offset = 0;

@@ -177,19 +177,43 @@ constexpr Rule kRules[] = {
     {"batch_invariant", kFlag, problem_flag<&AttentionProblem::batch_invariant>},
     {"splits", kValue, problem_number<&AttentionProblem::splits>},
     {"device", kValue,
-     [](AttentionDraft& d, std::string_view text) { return read_device(text, d.problem.device, d.problem.device_index); }},
+     [](AttentionDraft& d, std::string_view text) {
+       return read_device(text, d.problem.device, d.problem.device_index);
+     }},
     {"threads", kValue, read_threads},
 };
 
-constexpr MemberField kMembers[] = {
-    {"batch", "b"},           {"nheads_q", "hq"},       {"nheads_q", "hkv"},         {"nheads_kv", "hkv"},
-    {"nheads_kv", "hq"},      {"seqlen_q", "sq"},       {"seqlen_k", "sk"},          {"seqlen_k", "sq"},
-    {"head_dim", "d"},        {"head_dim_v", "dv"},     {"head_dim_v", "d"},         {"total_q", "tq"},
-    {"total_k", "tk"},        {"page_size", "page"},    {"num_pages", "num_pages"},  {"cache_batch", "cache_batch"},
-    {"splits", "splits"},     {"window_left", "window"}, {"window_right", "window"}, {"chunk", "chunk"},
-    {"q_offset", "offset"},   {"out_dtype", "out"},     {"bias_dtype", "bias"},      {"layout_kv", "layout_kv"},
-    {"dlse", "dlse"},         {"dlse", "grads"},        {"dbias", "grads"},          {"dsinks", "grads"},
-    {"dalibi_slopes", "grads"},  {"threads", "threads"},     {"device_index", "device"}};
+constexpr MemberField kMembers[] = {{"batch", "b"},
+                                    {"nheads_q", "hq"},
+                                    {"nheads_q", "hkv"},
+                                    {"nheads_kv", "hkv"},
+                                    {"nheads_kv", "hq"},
+                                    {"seqlen_q", "sq"},
+                                    {"seqlen_k", "sk"},
+                                    {"seqlen_k", "sq"},
+                                    {"head_dim", "d"},
+                                    {"head_dim_v", "dv"},
+                                    {"head_dim_v", "d"},
+                                    {"total_q", "tq"},
+                                    {"total_k", "tk"},
+                                    {"page_size", "page"},
+                                    {"num_pages", "num_pages"},
+                                    {"cache_batch", "cache_batch"},
+                                    {"splits", "splits"},
+                                    {"window_left", "window"},
+                                    {"window_right", "window"},
+                                    {"chunk", "chunk"},
+                                    {"q_offset", "offset"},
+                                    {"out_dtype", "out"},
+                                    {"bias_dtype", "bias"},
+                                    {"layout_kv", "layout_kv"},
+                                    {"dlse", "dlse"},
+                                    {"dlse", "grads"},
+                                    {"dbias", "grads"},
+                                    {"dsinks", "grads"},
+                                    {"dalibi_slopes", "grads"},
+                                    {"threads", "threads"},
+                                    {"device_index", "device"}};
 
 int64_t page_count(const AttentionProblem& p) {
   const int64_t rows = p.cache_batch > 0 ? p.cache_batch : p.batch;
@@ -239,10 +263,10 @@ Status check_data(std::span<const Field> fields, const AttentionProblem& p, cons
   if (!p.packed_k() && !p.used_k) {
     HEED_RETURN_IF_ERROR(forbid_field(fields, "lk", "must be left out without `layout_kv=thd` or `used_k`"));
   }
-  HEED_RETURN_IF_ERROR(check_lengths(fields, "lq", data.lq, p.batch, p.packed_q() ? p.total_q : p.seqlen_q,
-                                     p.packed_q()));
-  HEED_RETURN_IF_ERROR(check_lengths(fields, "lk", data.lk, p.batch, p.packed_k() ? p.total_k : p.seqlen_k,
-                                     p.packed_k()));
+  HEED_RETURN_IF_ERROR(
+      check_lengths(fields, "lq", data.lq, p.batch, p.packed_q() ? p.total_q : p.seqlen_q, p.packed_q()));
+  HEED_RETURN_IF_ERROR(
+      check_lengths(fields, "lk", data.lk, p.batch, p.packed_k() ? p.total_k : p.seqlen_k, p.packed_k()));
   return check_lengths(fields, "lpad", data.leftpad, p.batch, p.packed_k() ? p.total_k : p.seqlen_k, false);
 }
 

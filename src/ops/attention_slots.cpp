@@ -7,9 +7,7 @@ namespace {
 constexpr std::array<int, 4> kOrderBhsd = {0, 1, 2, 3};
 constexpr std::array<int, 4> kOrderBshd = {0, 2, 1, 3};  // also thd: its batch is no dimension
 
-bool like_q(Slot slot) {
-  return slot == Slot::kQ || slot == Slot::kDq || slot == Slot::kOut || slot == Slot::kDout;
-}
+bool like_q(Slot slot) { return slot == Slot::kQ || slot == Slot::kDq || slot == Slot::kOut || slot == Slot::kDout; }
 
 bool like_k(Slot slot) { return slot == Slot::kK || slot == Slot::kV || slot == Slot::kDk || slot == Slot::kDv; }
 
@@ -63,8 +61,8 @@ std::array<int64_t, 4> score_shape(const AttentionProblem& p, uint8_t letters) {
 
 std::string_view slot_name(Slot slot) {
   static constexpr std::array<std::string_view, kNumSlots> kNames = {
-      "q", "k", "v", "out", "lse", "bias", "mask", "dout", "dlse", "dq", "dk", "dv", "dbias", "page_table",
-      "alibi_slopes"};
+      "q",    "k",  "v",  "out", "lse",   "bias",       "mask",        "dout",
+      "dlse", "dq", "dk", "dv",  "dbias", "page_table", "alibi_slopes"};
   return kNames[static_cast<int>(slot)];
 }
 
@@ -157,8 +155,8 @@ TensorLayout slot_layout(const AttentionProblem& p, Slot slot) {
 
 std::array<int64_t, 4> contiguous_strides(const AttentionProblem& p, Slot slot) {
   if (!has_slot(p, slot)) return {};
-  const bool sequence_first = (like_q(slot) && p.layout_q != Layout::kBhsd) ||
-                              (like_k(slot) && p.layout_kv != Layout::kBhsd);
+  const bool sequence_first =
+      (like_q(slot) && p.layout_q != Layout::kBhsd) || (like_k(slot) && p.layout_kv != Layout::kBhsd);
   return packed_strides(slot_shape(p, slot), slot_dims(p, slot), sequence_first ? kOrderBshd : kOrderBhsd);
 }
 

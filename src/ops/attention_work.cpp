@@ -16,8 +16,8 @@ struct Band {
 
 // Sum over p in [first, last] of min(max(p + shift + 1, 0), keys): pairs with 0 <= j <= p + shift.
 double pairs_up_to(int64_t first, int64_t last, int64_t shift, int64_t keys) {
-  const int64_t from = std::max(first, -shift);             // p + shift + 1 >= 1 from here on
-  const int64_t full = std::max(from, keys - shift - 1);    // p + shift + 1 >= keys
+  const int64_t from = std::max(first, -shift);           // p + shift + 1 >= 1 from here on
+  const int64_t full = std::max(from, keys - shift - 1);  // p + shift + 1 >= keys
   double pairs = 0;
   if (const int64_t end = std::min(last + 1, full); end > from) {
     const double low = static_cast<double>(from + shift + 1), high = static_cast<double>(end + shift);

@@ -69,8 +69,7 @@ Status check_sizes(const KvAppendProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("nheads_q", p.nheads_q, 0, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("nheads_kv", p.nheads_kv, 1, kMaxExtent));
   if (p.nheads_q % p.nheads_kv != 0) {
-    return invalid_argument(
-        format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
+    return invalid_argument(format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
   }
   const bool dense_q = p.has_q();
   HEED_RETURN_IF_ERROR(check_range("seqlen_q", p.seqlen_q, 0, dense_q ? kMaxExtent : 0));
@@ -95,9 +94,9 @@ Status check_rotary(const KvAppendProblem& p) {
   if (p.rotary_dim % 2 != 0) return invalid_argument(format("rotary_dim = {} must be even", p.rotary_dim));
   HEED_RETURN_IF_ERROR(check_range("rotary_rows", p.rotary_rows, 0, p.rotary() ? kMaxExtent : 0));
   if (p.rotary() ? p.rotary_dtype != Dtype::kF32 && p.rotary_dtype != p.dtype : p.rotary_dtype != Dtype::kNone) {
-    return invalid_argument(format("rotary_dtype = {} must be {}", dtype_name(p.rotary_dtype),
-                                   p.rotary() ? format("f32 or {} (as the cache)", dtype_name(p.dtype))
-                                              : std::string("none without rotary")));
+    return invalid_argument(format(
+        "rotary_dtype = {} must be {}", dtype_name(p.rotary_dtype),
+        p.rotary() ? format("f32 or {} (as the cache)", dtype_name(p.dtype)) : std::string("none without rotary")));
   }
   if (!p.rotary() && p.rotary_style != RotaryStyle::kHalf) {
     return invalid_argument("rotary_style = 1 (interleaved) must be 0 without rotary");

@@ -27,19 +27,19 @@ struct KvAppendProblem {
   Layout layout_new = Layout::kBshd;  // of k_new, v_new, q, q_out
   Layout layout_cache = Layout::kBshd;
   Device device = Device::kCpu;
-  int32_t device_index = 0;           // as in AttentionProblem
+  int32_t device_index = 0;  // as in AttentionProblem
   int32_t threads = 0;
   RotaryStyle rotary_style = RotaryStyle::kHalf;
 
-  int64_t batch = 1, nheads_q = 0, nheads_kv = 1;   // nheads_q 0: no q
+  int64_t batch = 1, nheads_q = 0, nheads_kv = 1;      // nheads_q 0: no q
   int64_t seqlen_q = 0, seqlen_new = 0, seqlen_k = 0;  // seqlen_k: capacity of a cache row
-  int64_t total_q = 0, total_new = 0;               // packed
+  int64_t total_q = 0, total_new = 0;                  // packed
   int64_t head_dim = 0, head_dim_v = 0;
   int64_t page_size = 0, num_pages = 0, cache_batch = 0;
-  int64_t rotary_dim = 0, rotary_rows = 0;          // rows of cos and sin
+  int64_t rotary_dim = 0, rotary_rows = 0;  // rows of cos and sin
 
-  bool append = true;                 // k_new and v_new are given
-  bool q_per_position = false;        // query i at first new position + i; else all at the first
+  bool append = true;           // k_new and v_new are given
+  bool q_per_position = false;  // query i at first new position + i; else all at the first
   bool rotary_seqlens = false;
   bool leftpad = false;
   uint8_t reserved[4] = {};

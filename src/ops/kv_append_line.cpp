@@ -77,18 +77,38 @@ constexpr Rule kRules[] = {
     {"num_pages", kValue, draft_number<&KvAppendDraft::num_pages>},
     {"cache_batch", kValue, problem_number<&KvAppendProblem::cache_batch>},
     {"device", kValue,
-     [](KvAppendDraft& d, std::string_view text) { return read_device(text, d.problem.device, d.problem.device_index); }},
+     [](KvAppendDraft& d, std::string_view text) {
+       return read_device(text, d.problem.device, d.problem.device_index);
+     }},
     {"threads", kValue, read_threads},
 };
 
-constexpr MemberField kMembers[] = {
-    {"batch", "b"},           {"nheads_q", "hq"},         {"nheads_q", "hkv"},         {"nheads_kv", "hkv"},
-    {"nheads_kv", "hq"},      {"seqlen_q", "sq"},         {"seqlen_new", "sn"},        {"seqlen_k", "sk"},
-    {"head_dim", "d"},        {"head_dim_v", "dv"},       {"head_dim_v", "d"},         {"total_q", "tq"},
-    {"total_new", "tn"},      {"page_size", "page"},      {"num_pages", "num_pages"},  {"cache_batch", "cache_batch"},
-    {"rotary_dim", "rotary"}, {"rotary_rows", "rotary_n"}, {"rotary_dtype", "cos"},    {"rotary_style", "interleaved"},
-    {"layout_cache", "layout_cache"}, {"rotary_seqlens", "rotary_seqlens"}, {"q", "hq"},
-    {"q_per_position", "q_per_position"}, {"threads", "threads"}, {"device_index", "device"}};
+constexpr MemberField kMembers[] = {{"batch", "b"},
+                                    {"nheads_q", "hq"},
+                                    {"nheads_q", "hkv"},
+                                    {"nheads_kv", "hkv"},
+                                    {"nheads_kv", "hq"},
+                                    {"seqlen_q", "sq"},
+                                    {"seqlen_new", "sn"},
+                                    {"seqlen_k", "sk"},
+                                    {"head_dim", "d"},
+                                    {"head_dim_v", "dv"},
+                                    {"head_dim_v", "d"},
+                                    {"total_q", "tq"},
+                                    {"total_new", "tn"},
+                                    {"page_size", "page"},
+                                    {"num_pages", "num_pages"},
+                                    {"cache_batch", "cache_batch"},
+                                    {"rotary_dim", "rotary"},
+                                    {"rotary_rows", "rotary_n"},
+                                    {"rotary_dtype", "cos"},
+                                    {"rotary_style", "interleaved"},
+                                    {"layout_cache", "layout_cache"},
+                                    {"rotary_seqlens", "rotary_seqlens"},
+                                    {"q", "hq"},
+                                    {"q_per_position", "q_per_position"},
+                                    {"threads", "threads"},
+                                    {"device_index", "device"}};
 
 int64_t page_count(const KvAppendProblem& p) {
   const int64_t rows = p.cache_batch > 0 ? p.cache_batch : p.batch;

@@ -231,8 +231,8 @@ Status check_lengths(std::span<const Field> fields, std::string_view name, const
   const Field* field = find_field(fields, name);
   if (field == nullptr) return {};
   if (!lengths.values.empty() && static_cast<int64_t>(lengths.values.size()) != batch) {
-    return field_error(*field, format("must have one length for each of the {} sequences, not {}", batch,
-                                      lengths.values.size()));
+    return field_error(
+        *field, format("must have one length for each of the {} sequences, not {}", batch, lengths.values.size()));
   }
   int64_t largest = std::max<int64_t>(lengths.high, 0);
   for (const int64_t length : lengths.values) largest = std::max(largest, length);

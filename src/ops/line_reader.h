@@ -16,11 +16,11 @@
 namespace heed {
 
 struct Field {
-  std::string_view text;   // the whole of it, as written
+  std::string_view text;  // the whole of it, as written
   std::string_view name;
   std::string_view value;
   bool has_value = false;
-  size_t column = 0;       // from 1
+  size_t column = 0;  // from 1
 };
 
 // The op, then its fields: fields[0] is the op.
@@ -54,7 +54,7 @@ struct LineDraft {
   std::optional<Dtype> dtype;
 };
 std::span<const FieldRule<LineDraft>> data_rules();
-Reason set_dtype(LineDraft& draft, Dtype dtype);   // the dtype flags: at most one
+Reason set_dtype(LineDraft& draft, Dtype dtype);  // the dtype flags: at most one
 void print_data(std::string& text, const DataFields& data);
 
 // Strides and alignments as given, before the problem says which tensors there are.

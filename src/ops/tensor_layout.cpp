@@ -85,8 +85,8 @@ Status check_layout(const TensorLayout& tensor, int32_t align) {
     }
   }
   if (tensor.unit_inner && has_dim(tensor, tensor.inner) && tensor.stride[tensor.inner] != 1) {
-    return invalid_argument(format("strides of {} = {} must be 1 in the last dimension", tensor.name,
-                                   list(tensor.stride)));
+    return invalid_argument(
+        format("strides of {} = {} must be 1 in the last dimension", tensor.name, list(tensor.stride)));
   }
   if (has_elements(tensor.shape)) {
     if (span_bytes(tensor) < 0) {
@@ -136,8 +136,8 @@ Status check_workspace(const void* workspace, size_t workspace_bytes, size_t nee
     return invalid_argument(format("workspace = NULL must be an address: the plan needs {} bytes", needed));
   }
   if (workspace_bytes < needed) {
-    return invalid_argument(format("workspace_bytes = {} must be at least {}, which the plan needs", workspace_bytes,
-                                   needed));
+    return invalid_argument(
+        format("workspace_bytes = {} must be at least {}, which the plan needs", workspace_bytes, needed));
   }
   if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlign != 0) {
     return invalid_argument(format("workspace = {:#x} must be a multiple of {} bytes",

@@ -19,10 +19,10 @@ struct TensorLayout {
   Dtype dtype = Dtype::kNone;
   std::array<int64_t, 4> shape = {1, 1, 1, 1};
   std::array<int64_t, 4> stride = {};
-  uint8_t dims = 0;          // bit i: the tensor has dimension i; strides of the others are 0
-  int inner = 3;             // the dimension that is contiguous in memory
-  bool unit_inner = true;    // whether its stride has to be 1
-  bool output = false;       // no two elements may share an address
+  uint8_t dims = 0;        // bit i: the tensor has dimension i; strides of the others are 0
+  int inner = 3;           // the dimension that is contiguous in memory
+  bool unit_inner = true;  // whether its stride has to be 1
+  bool output = false;     // no two elements may share an address
 };
 
 // b, h, s, d and so on as bits of TensorLayout::dims.

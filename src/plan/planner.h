@@ -14,7 +14,7 @@ template <class Problem>
 struct Candidate {
   const Impl<Problem>* impl = nullptr;
   Verdict verdict;
-  double cost_us = -1.0;              // where accepted
+  double cost_us = -1.0;  // where accepted
   bool chosen = false;
 };
 

@@ -24,9 +24,18 @@ extern const Impl<KvAppendProblem> kRefKvAppend;
 template <>
 std::span<const Impl<AttentionProblem>* const> impls<AttentionProblem>() {
   static constexpr const Impl<AttentionProblem>* kRows[] = {
-      &kCpuAttentionFwdAvx512Bf16, &kCpuAttentionFwdAvx512, &kCpuAttentionFwdAvx2, &kCpuAttentionFwdNeon,
-      &kCpuAttentionFwdGeneric,    &kCpuAttentionBwdAvx512, &kCpuAttentionBwdAvx2, &kCpuAttentionBwdNeon,
-      &kCpuAttentionBwdGeneric,    &kCudaAttentionDecodeSm80, &kCudaAttentionFwdSm80, &kCudaAttentionFwdPortable,
+      &kCpuAttentionFwdAvx512Bf16,
+      &kCpuAttentionFwdAvx512,
+      &kCpuAttentionFwdAvx2,
+      &kCpuAttentionFwdNeon,
+      &kCpuAttentionFwdGeneric,
+      &kCpuAttentionBwdAvx512,
+      &kCpuAttentionBwdAvx2,
+      &kCpuAttentionBwdNeon,
+      &kCpuAttentionBwdGeneric,
+      &kCudaAttentionDecodeSm80,
+      &kCudaAttentionFwdSm80,
+      &kCudaAttentionFwdPortable,
       &kRefAttention,
   };
   return kRows;

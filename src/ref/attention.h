@@ -14,13 +14,13 @@ namespace heed::ref {
 // has status bits and neither rows nor keys.
 struct Sequence {
   int64_t b = 0;
-  int32_t status = 0;  // HEED_STATUS_* bits
+  int32_t status = 0;    // HEED_STATUS_* bits
   int64_t num_rows = 0;  // query i in [0, num_rows) is row first_row + i of q
   int64_t num_keys = 0;  // key j in [0, num_keys) is key first_key + j of the sequence's memory
   int64_t q_batch = 0, first_row = 0;
   int64_t kv_batch = 0, first_key = 0;
   const int32_t* pages = nullptr;  // this sequence's row of the page table
-  int64_t offset = 0;  // query i stands at position i + offset
+  int64_t offset = 0;              // query i stands at position i + offset
 };
 std::vector<Sequence> sequences_of(const AttentionProblem& problem, const AttentionArgs& args);
 
@@ -36,7 +36,7 @@ int64_t row_offset(const AttentionProblem& problem, const Sequence& sequence, Sl
 // Gradients that are sums over many rows, in a fixed order: sequences, then kv heads, query heads, rows, keys.
 template <class Real>
 struct SummedGradients {
-  std::vector<Real> dbias;  // slot_shape(kBias), row-major
+  std::vector<Real> dbias;   // slot_shape(kBias), row-major
   std::vector<Real> dsinks;  // [nheads_q]
   std::vector<Real> dalibi;  // [batch or 1][nheads_q]
   explicit SummedGradients(const AttentionProblem& problem);
@@ -49,9 +49,9 @@ struct Magnitudes {
   double turn = 0;
   // Backward, P = exp(S - lse) of two f32 numbers: each is off by half an ulp of its size at least, and P carries that.
   // So what P enters counts (1 + max(|S|, |lse|) / 4) fold.
-  double p = 1;      // P_ij itself
-  double ds = 0;     // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
-  double dsink = 0;  // P_i,sink (|delta_i| + |dlse_i|)
+  double p = 1;       // P_ij itself
+  double ds = 0;      // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
+  double dsink = 0;   // P_i,sink (|delta_i| + |dlse_i|)
   double dalibi = 0;  // sum over a row of |p - j| times what `ds` is of: delta and lse are off alike in all of it
 };
 
@@ -82,7 +82,7 @@ class AttentionRows {
  private:
   struct Softmax {
     Real lse;
-    Real sink;  // the sink's share of the row
+    Real sink;      // the sink's share of the row
     bool poisoned;  // a score is +inf or NaN: so is the row NaN
   };
 
@@ -108,25 +108,25 @@ class AttentionRows {
   uint64_t keep_below_;  // a key whose word is below this is kept
   Magnitudes magnitudes_;
 
-  std::vector<Real> k_, v_;  // [num_keys][head_dim], [num_keys][head_dim_v]
+  std::vector<Real> k_, v_;    // [num_keys][head_dim], [num_keys][head_dim_v]
   std::vector<Real> kt_, vt_;  // their transposes: scores then run along keys
   std::vector<Real> dk_, dv_;
 
   // Of the current row.
   int64_t begin_ = 0, end_ = 0;  // keys that causal, window, chunk and lengths leave
   std::vector<Real> q_, dout_, out_;
-  std::vector<Real> s_;  // scores; -inf: hidden
+  std::vector<Real> s_;          // scores; -inf: hidden
   std::vector<Real> cap_slope_;  // d score / d (softmax_scale * dot)
-  std::vector<Real> p_;  // probabilities before dropout
+  std::vector<Real> p_;          // probabilities before dropout
   std::vector<uint8_t> kept_;
-  std::vector<int64_t> shown_;  // keys that are not hidden
+  std::vector<int64_t> shown_;   // keys that are not hidden
   std::vector<int64_t> summed_;  // of those, the ones that dropout keeps
-  std::vector<int64_t> dims_;  // 0, 1, ...
+  std::vector<int64_t> dims_;    // 0, 1, ...
   std::vector<Real> dp_, ds_;
 };
 
 // What row "ref/attention" of the registry runs. Unlike a backend's, these allocate.
-void attention_forward(const AttentionProblem& problem, const AttentionArgs& args);  // out, lse, status
+void attention_forward(const AttentionProblem& problem, const AttentionArgs& args);   // out, lse, status
 void attention_backward(const AttentionProblem& problem, const AttentionArgs& args);  // gradients, status
 
 extern template class AttentionRows<double>;

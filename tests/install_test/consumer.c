@@ -24,5 +24,5 @@ int main(void) {
     return 1;
   }
   printf("heed %s from C: %g %g\n", heed_version(), (double)out[0], (double)out[1]);
-  return out[0] == 5.0f && out[1] == 6.0f ? 0 : 1;  /* one key: its value */
+  return out[0] == 5.0f && out[1] == 6.0f ? 0 : 1; /* one key: its value */
 }

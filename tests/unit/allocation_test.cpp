@@ -112,7 +112,8 @@ TEST(Allocation, CallTakesTheWorkspace) {
 }
 
 TEST(Allocation, WorkspaceDoesNotGrowWithKeys) {
-  for (const std::string shape : {"hq=32 hkv=8 sq=1 d=128 bf16", "hq=8 sq=512 d=64 causal", "hq=8 sq=512 d=64 pass=bwd"}) {
+  for (const std::string shape :
+       {"hq=32 hkv=8 sq=1 d=128 bf16", "hq=8 sq=512 d=64 causal", "hq=8 sq=512 d=64 pass=bwd"}) {
     size_t first = 0;
     for (const char* sk : {"8192", "65536", "1048576"}) {
       Plan made("attention " + shape + " sk=" + sk + " threads=2");

@@ -38,8 +38,7 @@ std::string refusal(std::string_view line, Change change, bool refilled = true) 
   return status.message();
 }
 
-#define EXPECT_REFUSED(line, sentence, ...) \
-  EXPECT_EQ(refusal(line, [](AttentionProblem & p) { __VA_ARGS__; }), sentence)
+#define EXPECT_REFUSED(line, sentence, ...) EXPECT_EQ(refusal(line, [](AttentionProblem& p) { __VA_ARGS__; }), sentence)
 
 constexpr const char* kForward = "attention b=2 hq=4 hkv=2 sq=5 sk=7 d=16";
 constexpr const char* kBackward = "attention b=2 hq=4 hkv=2 sq=5 sk=7 d=16 pass=bwd";
@@ -126,11 +125,9 @@ TEST(AttentionProblem, RefusesStorage) {
   EXPECT_REFUSED("attention b=2 d=8 layout_q=thd layout_kv=thd lq=1,2 lk=1,2",
                  "cache_batch = 2 must be 0 with layout_kv = thd: packed keys have no cache rows", p.cache_batch = 2);
   const char* packed = "attention b=2 sq=3 sk=3 d=8 layout_q=thd layout_kv=thd bias=f32:ij lq=1,2 lk=1,2";
-  EXPECT_REFUSED(packed,
-                 "seqlen_q = 0 must state the rows of the bias or mask, which packed queries do not tell",
+  EXPECT_REFUSED(packed, "seqlen_q = 0 must state the rows of the bias or mask, which packed queries do not tell",
                  p.seqlen_q = 0);
-  EXPECT_REFUSED(packed,
-                 "seqlen_k = 0 must state the columns of the bias or mask, which packed keys do not tell",
+  EXPECT_REFUSED(packed, "seqlen_k = 0 must state the columns of the bias or mask, which packed keys do not tell",
                  p.seqlen_k = 0);
 }
 
@@ -150,16 +147,17 @@ TEST(AttentionProblem, RefusesPasses) {
   EXPECT_REFUSED(kBackward, "splits = 2 must be 0 in the backward pass: splitting keys is for the forward pass only",
                  p.splits = 2);
   EXPECT_REFUSED(kBackward, "lse must be present in the backward pass, which reads it", p.lse = false);
-  EXPECT_REFUSED(kBackward,
-                 "one of dq, dk, dv, dbias, dsinks, dalibi_slopes must be present in the backward pass",
+  EXPECT_REFUSED(kBackward, "one of dq, dk, dv, dbias, dsinks, dalibi_slopes must be present in the backward pass",
                  p.dq = p.dk = p.dv = false);
   EXPECT_REFUSED(kBackward, "dbias must be absent where bias is", p.dbias = true);
   EXPECT_REFUSED(kBackward, "dsinks must be absent where sinks are", p.dsinks = true);
   EXPECT_REFUSED(kBackward, "dalibi_slopes must be absent where alibi_slopes are", p.dalibi = true);
 }
 
-#define EXPECT_LAYOUT_REFUSED(line, sentence, ...) \
-  EXPECT_EQ(refusal(line, [](AttentionProblem & p) { __VA_ARGS__; }, false), sentence)
+#define EXPECT_LAYOUT_REFUSED(line, sentence, ...)                      \
+  EXPECT_EQ(refusal(                                                    \
+                line, [](AttentionProblem& p) { __VA_ARGS__; }, false), \
+            sentence)
 
 TEST(AttentionProblem, RefusesStridesAndAlignment) {
   EXPECT_LAYOUT_REFUSED(kForward, "strides of q = (-320, 16, 64, 1) must not be negative",
@@ -411,8 +409,7 @@ TEST_F(AttentionArguments, EveryPointerIsThereIffTheProblemHasIt) {
   const auto absent = [&](auto member, const char* name) {
     pose(kForward);
     args.*member = reinterpret_cast<std::decay_t<decltype(args.*member)>>(memory);
-    EXPECT_EQ(refusal(),
-              std::string(name) + " must be NULL: the problem that was planned does not have this tensor");
+    EXPECT_EQ(refusal(), std::string(name) + " must be NULL: the problem that was planned does not have this tensor");
   };
 #define SWEEP(line, member) sweep(line, &AttentionArgs::member, #member)
 #define ABSENT(member) absent(&AttentionArgs::member, #member)

@@ -1,102 +1,11 @@
 // Data that the host never reads, and that is bad (docs/conventions.md, section 8): that sequence gives 0 / -inf and
 // sets its bits, the other sequences keep every bit of theirs, and nothing is touched outside the outputs.
-// HEED_TEST_DEVICE is the device of every line: the tests of the GPU compile this file again.
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <deque>
-#include <functional>
-#include <limits>
-
-#include "base/dtype.h"
-#include "check/arg_tensors.h"
-#include "unit/line_run.h"
-
-#ifndef HEED_TEST_DEVICE
-#define HEED_TEST_DEVICE "cpu"
-#endif
+#include "unit/bad_data.h"
 
 namespace heed {
 namespace {
 
-using testing::LineRun;
-using testing::Poke;
-using testing::RunStyle;
-
-constexpr int32_t kHuge = std::numeric_limits<int32_t>::max();
-constexpr int32_t kLowest = std::numeric_limits<int32_t>::min();
-
-class BadData : public ::testing::Test {
- protected:
-  void SetUp() override {
-    const heed_device device = std::string_view(HEED_TEST_DEVICE) == "cpu" ? HEED_DEVICE_CPU : HEED_DEVICE_CUDA;
-    int32_t count = 0;
-    if (heed_device_count(device, &count) != HEED_OK) GTEST_SKIP() << heed_last_error();
-  }
-};
-
-std::string placed(const char* line) { return std::string(line) + " device=" HEED_TEST_DEVICE; }
-
-// The arguments with tensors that this test can read: as they are now.
-template <class Args>
-struct OnHost {
-  OnHost(const LineRun& problem, const Args& placed_args) : args(placed_args) {
-    check::for_each_tensor(args, [&](const char*, heed_tensor& tensor) {
-      tensor = problem.on_host(tensor, memory.emplace_back());
-    });
-  }
-  OnHost(const OnHost&) = delete;
-  Args args;
-  std::deque<std::vector<unsigned char>> memory;
-};
-
-int32_t* numbers(const heed_tensor& tensor) { return static_cast<int32_t*>(tensor.data); }
-
-double element(const heed_tensor& tensor, int64_t offset) {
-  return load_as_double(tensor.data, static_cast<Dtype>(tensor.dtype), offset);
-}
-
-// Every element of a tensor whose dimension `dim` is in [begin, end).
-void for_each(const heed_tensor& tensor, int dim, int64_t begin, int64_t end, const std::function<void(double)>& body) {
-  int64_t shape[4] = {1, 1, 1, 1}, stride[4] = {};
-  for (int32_t d = 0; d < tensor.ndim; ++d) shape[d] = tensor.shape[d], stride[d] = tensor.stride[d];
-  for (int64_t a = 0; a < shape[0]; ++a) {
-    for (int64_t b = 0; b < shape[1]; ++b) {
-      for (int64_t c = 0; c < shape[2]; ++c) {
-        for (int64_t d = 0; d < shape[3]; ++d) {
-          const int64_t index[4] = {a, b, c, d};
-          if (index[dim] < begin || index[dim] >= end) continue;
-          body(element(tensor, a * stride[0] + b * stride[1] + c * stride[2] + d * stride[3]));
-        }
-      }
-    }
-  }
-}
-
-std::vector<double> elements(const heed_tensor& tensor, int dim, int64_t begin, int64_t end) {
-  std::vector<double> found;
-  if (tensor.dtype == HEED_DTYPE_NONE) return found;
-  for_each(tensor, dim, begin, end, [&](double value) { found.push_back(value); });
-  return found;
-}
-
-// NaN is the same as NaN: parts of a cache that nobody has written hold it.
-bool same(const std::vector<double>& a, const std::vector<double>& b) {
-  if (a.size() != b.size()) return false;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] != b[i] && !(std::isnan(a[i]) && std::isnan(b[i]))) return false;
-  }
-  return true;
-}
-
-void expect_all(const heed_tensor& tensor, int dim, int64_t begin, int64_t end, double value, const char* name) {
-  for (const double x : elements(tensor, dim, begin, end)) {
-    if (x != value) {
-      ADD_FAILURE() << name << " holds " << x << " where " << value << " belongs";
-      return;
-    }
-  }
-}
+using namespace testing;
 
 // One thing that is wrong, in a line of three sequences of which [1] is hit; -1: the sequence after it as well.
 struct Corruption {
@@ -180,9 +89,11 @@ const char* kPacked =
 TEST_F(BadData, UsedLengthsOfQueries) {
   for (const char* line : {kPadded, kPadded16}) {
     for (const int32_t value : {-1, 7, kHuge, kLowest}) {
-      expect_one_bad_sequence(
-          {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_q) + 1, value}}; },
-           HEED_STATUS_BAD_LENGTH_Q});
+      expect_one_bad_sequence({line,
+                               [=](const auto& a) {
+                                 return std::vector<Poke>{{numbers(a.seqused_q) + 1, value}};
+                               },
+                               HEED_STATUS_BAD_LENGTH_Q});
     }
   }
 }
@@ -190,16 +101,20 @@ TEST_F(BadData, UsedLengthsOfQueries) {
 TEST_F(BadData, UsedLengthsOfKeys) {
   for (const char* line : {kPadded, kPadded16}) {
     for (const int32_t value : {-1, 41, kHuge, kLowest}) {
-      expect_one_bad_sequence(
-          {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}}; },
-           HEED_STATUS_BAD_LENGTH_K});
+      expect_one_bad_sequence({line,
+                               [=](const auto& a) {
+                                 return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}};
+                               },
+                               HEED_STATUS_BAD_LENGTH_K});
     }
   }
   for (const char* line : {kPaged, kDecode}) {
     for (const int32_t value : {-1, 65, kHuge}) {
-      expect_one_bad_sequence(
-          {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}}; },
-           HEED_STATUS_BAD_LENGTH_K});
+      expect_one_bad_sequence({line,
+                               [=](const auto& a) {
+                                 return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}};
+                               },
+                               HEED_STATUS_BAD_LENGTH_K});
     }
   }
 }
@@ -229,39 +144,47 @@ TEST_F(BadData, PagesOutOfRange) {
 
 TEST_F(BadData, LeftPadding) {
   for (const int32_t value : {-1, 21, kHuge, kLowest}) {
-    expect_one_bad_sequence(
-        {kPadding, [=](const auto& a) { return std::vector<Poke>{{numbers(a.leftpad_k) + 1, value}}; },
-         HEED_STATUS_BAD_LENGTH_K});
+    expect_one_bad_sequence({kPadding,
+                             [=](const auto& a) {
+                               return std::vector<Poke>{{numbers(a.leftpad_k) + 1, value}};
+                             },
+                             HEED_STATUS_BAD_LENGTH_K});
   }
 }
 
 TEST_F(BadData, CacheRows) {
   for (const int32_t value : {-1, 4, kHuge, kLowest}) {
-    expect_one_bad_sequence(
-        {kRows, [=](const auto& a) { return std::vector<Poke>{{numbers(a.cache_batch_idx) + 1, value}}; },
-         HEED_STATUS_BAD_PAGE});
+    expect_one_bad_sequence({kRows,
+                             [=](const auto& a) {
+                               return std::vector<Poke>{{numbers(a.cache_batch_idx) + 1, value}};
+                             },
+                             HEED_STATUS_BAD_PAGE});
   }
 }
 
 TEST_F(BadData, LengthsWithinPackedSequences) {
-  const char* line =
-      "attention b=3 hq=2 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 used_q used_k causal lse";
+  const char* line = "attention b=3 hq=2 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 used_q used_k causal lse";
   for (const int32_t value : {-1, 5, kHuge}) {
-    expect_one_bad_sequence(
-        {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_q) + 1, value}}; },
-         HEED_STATUS_BAD_LENGTH_Q});
+    expect_one_bad_sequence({line,
+                             [=](const auto& a) {
+                               return std::vector<Poke>{{numbers(a.seqused_q) + 1, value}};
+                             },
+                             HEED_STATUS_BAD_LENGTH_Q});
   }
   for (const int32_t value : {-1, 21, kHuge}) {
-    expect_one_bad_sequence(
-        {line, [=](const auto& a) { return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}}; },
-         HEED_STATUS_BAD_LENGTH_K});
+    expect_one_bad_sequence({line,
+                             [=](const auto& a) {
+                               return std::vector<Poke>{{numbers(a.seqused_k) + 1, value}};
+                             },
+                             HEED_STATUS_BAD_LENGTH_K});
   }
 }
 
 // Longer than the bias or mask that every packed sequence shares.
 TEST_F(BadData, PackedSequencesPastTheBias) {
-  const char* line = "attention b=3 hq=2 sq=6 sk=20 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 tq=20 tk=50 "
-                     "bias=f32:ij lse";
+  const char* line =
+      "attention b=3 hq=2 sq=6 sk=20 d=16 layout_q=thd layout_kv=thd lq=6,4,3 lk=9,20,11 tq=20 tk=50 "
+      "bias=f32:ij lse";
   LineRun problem(placed(line));
   ASSERT_EQ(problem.error(), "");
   const heed_attention_args& args = *problem.attention();
@@ -340,9 +263,11 @@ TEST_F(BadData, PackedOffsets) {
   }
   expect_packed(queries(3, 9), {0, 0, q});  // falls
   expect_packed(keys(3, 20), {0, 0, k});
-  expect_packed([=](const heed_attention_args& a) { return std::vector<Poke>{{numbers(a.cu_seqlens_q) + 3, 5},
-                                                                             {numbers(a.cu_seqlens_k) + 3, 5}}; },
-                {0, 0, q | k});
+  expect_packed(
+      [=](const heed_attention_args& a) {
+        return std::vector<Poke>{{numbers(a.cu_seqlens_q) + 3, 5}, {numbers(a.cu_seqlens_k) + 3, 5}};
+      },
+      {0, 0, q | k});
 }
 
 // Offsets that fall and rise again would have two sequences write the same rows.
@@ -356,8 +281,7 @@ const Offsets kFalling[] = {
     {{0, 9, 2, 7, 13}, {0, 1, 1, 1}},   // [7, 13) begins below 9
     {{8, 2, 6, 9, 13}, {1, 1, 1, 0}},   // 8 is an offset in range, though no good sequence ends there
     {{99, 2, 6, 9, 13}, {1, 0, 0, 0}},  // 99 is none
-    {{0, 6, 99, 9, 13}, {0, 1, 1, 0}},
-    {{0, 0, 6, 6, 13}, {0, 0, 0, 0}},
+    {{0, 6, 99, 9, 13}, {0, 1, 1, 0}}, {{0, 0, 6, 6, 13}, {0, 0, 0, 0}},
 };
 
 template <class Args>
@@ -394,8 +318,7 @@ TEST_F(BadData, FallingOffsetsOfQueriesAreNoTwoSequencesRows) {
 }
 
 TEST_F(BadData, SequencesMayReadTheSameKeys) {
-  LineRun problem(
-      placed("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=2,4,4,3 causal lse"));
+  LineRun problem(placed("attention b=4 hq=4 hkv=2 d=16 layout_q=thd layout_kv=thd lq=4,2,3,4 lk=2,4,4,3 causal lse"));
   ASSERT_EQ(problem.error(), "");
   ASSERT_FALSE(problem.accepting().empty()) << "no row accepts it";
   set(*problem.attention(), problem.attention()->cu_seqlens_k, {0, 9, 2, 7, 13});
@@ -522,7 +445,8 @@ void expect_nothing_appended(const char* line, const std::function<Poke(const he
     // Bit by bit: what no sequence has appended may be NaN in the cache.
     const int64_t bytes = a.k_cache.stride[0] * static_cast<int64_t>(heed_dtype_bytes(a.k_cache.dtype));
     EXPECT_EQ(std::memcmp(static_cast<char*>(a.k_cache.data) + bytes,
-                          static_cast<char*>(untouched.args.k_cache.data) + bytes, static_cast<size_t>(bytes)), 0)
+                          static_cast<char*>(untouched.args.k_cache.data) + bytes, static_cast<size_t>(bytes)),
+              0)
         << "the cache of the bad sequence";
   }
 }
@@ -532,12 +456,20 @@ TEST_F(BadData, AppendLengths) {
   const char* rotary = "kv_append b=3 hq=4 hkv=2 sn=3 sk=20 d=16 bf16 rotary=16 rotary_n=40 q_per_position lk=4,9,17";
   for (const char* each : {line, rotary}) {
     for (const int32_t value : {-1, 21, kHuge, kLowest}) {
-      expect_nothing_appended(each, [=](const auto& a) { return Poke{numbers(a.cache_seqlens) + 1, value}; },
-                              HEED_STATUS_BAD_LENGTH_K);
+      expect_nothing_appended(
+          each,
+          [=](const auto& a) {
+            return Poke{numbers(a.cache_seqlens) + 1, value};
+          },
+          HEED_STATUS_BAD_LENGTH_K);
     }
     for (const int32_t value : {18, 20}) {
-      expect_nothing_appended(each, [=](const auto& a) { return Poke{numbers(a.cache_seqlens) + 1, value}; },
-                              HEED_STATUS_APPEND_PAST_CAPACITY);
+      expect_nothing_appended(
+          each,
+          [=](const auto& a) {
+            return Poke{numbers(a.cache_seqlens) + 1, value};
+          },
+          HEED_STATUS_APPEND_PAST_CAPACITY);
     }
   }
 }
@@ -546,34 +478,43 @@ TEST_F(BadData, AppendPagesRowsAndPadding) {
   const char* paged = "kv_append b=3 hkv=2 sn=3 sk=48 d=16 page=16 lk=4,30,17 pages=shuffled";
   for (const int32_t value : {-1, 9, kHuge, kLowest}) {
     for (const int64_t page : {1, 2}) {  // 30, 31 | 32
-      expect_nothing_appended(paged,
-                              [=](const auto& a) {
-                                const int64_t at = a.page_table.stride[0] + page * a.page_table.stride[1];
-                                return Poke{numbers(a.page_table) + at, value};
-                              },
-                              HEED_STATUS_BAD_PAGE);
+      expect_nothing_appended(
+          paged,
+          [=](const auto& a) {
+            const int64_t at = a.page_table.stride[0] + page * a.page_table.stride[1];
+            return Poke{numbers(a.page_table) + at, value};
+          },
+          HEED_STATUS_BAD_PAGE);
     }
   }
   for (const int32_t value : {-1, 10, kHuge}) {
-    expect_nothing_appended("kv_append b=3 hkv=2 sn=3 sk=20 d=16 rotary=16 leftpad lk=4,9,17 lpad=1,2,3",
-                            [=](const auto& a) { return Poke{numbers(a.leftpad_k) + 1, value}; },
-                            HEED_STATUS_BAD_LENGTH_K);
+    expect_nothing_appended(
+        "kv_append b=3 hkv=2 sn=3 sk=20 d=16 rotary=16 leftpad lk=4,9,17 lpad=1,2,3",
+        [=](const auto& a) {
+          return Poke{numbers(a.leftpad_k) + 1, value};
+        },
+        HEED_STATUS_BAD_LENGTH_K);
   }
   for (const int32_t value : {-1, 5, kHuge}) {
-    expect_nothing_appended("kv_append b=3 hkv=2 sn=3 sk=20 d=16 cache_batch=5 lk=4,9,17",
-                            [=](const auto& a) { return Poke{numbers(a.cache_batch_idx) + 1, value}; },
-                            HEED_STATUS_BAD_PAGE);
+    expect_nothing_appended(
+        "kv_append b=3 hkv=2 sn=3 sk=20 d=16 cache_batch=5 lk=4,9,17",
+        [=](const auto& a) {
+          return Poke{numbers(a.cache_batch_idx) + 1, value};
+        },
+        HEED_STATUS_BAD_PAGE);
   }
   for (const int32_t value : {-1, 18, kHuge}) {  // rows of cos and sin: 20
-    expect_nothing_appended("kv_append b=3 hkv=2 sn=3 sk=20 d=16 rotary=16 rotary_seqlens lk=4,9,17",
-                            [=](const auto& a) { return Poke{numbers(a.rotary_seqlens) + 1, value}; },
-                            HEED_STATUS_BAD_LENGTH_K);
+    expect_nothing_appended(
+        "kv_append b=3 hkv=2 sn=3 sk=20 d=16 rotary=16 rotary_seqlens lk=4,9,17",
+        [=](const auto& a) {
+          return Poke{numbers(a.rotary_seqlens) + 1, value};
+        },
+        HEED_STATUS_BAD_LENGTH_K);
   }
 }
 
 TEST_F(BadData, FallingOffsetsOfQueriesThatAreTurned) {
-  LineRun problem(
-      placed("kv_append b=4 hq=2 hkv=1 sk=20 d=16 rotary=16 layout_new=thd lq=4,2,3,4 tq=13 lk=4,9,7,1"));
+  LineRun problem(placed("kv_append b=4 hq=2 hkv=1 sk=20 d=16 rotary=16 layout_new=thd lq=4,2,3,4 tq=13 lk=4,9,7,1"));
   ASSERT_EQ(problem.error(), "");
   ASSERT_FALSE(problem.accepting().empty()) << "no row accepts it";
   const heed_kv_append_args& args = *problem.kv_append();

@@ -53,8 +53,8 @@ TEST(Config, ValuesFromTheEnvironment) {
              bool all_set = true;
              for (const ConfigEntry& entry : config_entries()) all_set = all_set && entry.is_set;
              return c.backend == "ref" && c.threads == 3 && c.log_level == HEED_LOG_INFO && c.spin_us == 0 &&
-                    c.plan_cache == 7 && c.jit_require_cache && c.cache_dir == "/a/folder" &&
-                    c.nvrtc == "/a/file" && all_set;
+                    c.plan_cache == 7 && c.jit_require_cache && c.cache_dir == "/a/folder" && c.nvrtc == "/a/file" &&
+                    all_set;
            });
 }
 

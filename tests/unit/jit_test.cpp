@@ -98,7 +98,7 @@ TEST_F(DiskCacheTest, CompilersAreKeptApart) {
   for (const char* by : {"nvrtc-13.9", "nvrtc-13.10", "nvrtc-12.9"}) cache.store("key", by, by);
   EXPECT_EQ(cache.load("key", "nvrtc-13.9"), "nvrtc-13.9");
   EXPECT_FALSE(cache.load("key", "nvrtc-13.0"));
-  EXPECT_EQ(cache.load("key", ""), "nvrtc-13.10");  // the newest
+  EXPECT_EQ(cache.load("key", ""), "nvrtc-13.10");     // the newest
   EXPECT_EQ(cache.load("key", "", 12), "nvrtc-12.9");  // that a driver of CUDA 12 runs
   EXPECT_FALSE(cache.load("key", "", 11));
 }

@@ -33,10 +33,14 @@ std::string refusal(std::string_view line, Change change, bool refilled) {
   return status.message();
 }
 
-#define EXPECT_REFUSED(line, sentence, ...) \
-  EXPECT_EQ(refusal(line, [](KvAppendProblem & p) { __VA_ARGS__; }, true), sentence)
-#define EXPECT_LAYOUT_REFUSED(line, sentence, ...) \
-  EXPECT_EQ(refusal(line, [](KvAppendProblem & p) { __VA_ARGS__; }, false), sentence)
+#define EXPECT_REFUSED(line, sentence, ...)                           \
+  EXPECT_EQ(refusal(                                                  \
+                line, [](KvAppendProblem& p) { __VA_ARGS__; }, true), \
+            sentence)
+#define EXPECT_LAYOUT_REFUSED(line, sentence, ...)                     \
+  EXPECT_EQ(refusal(                                                   \
+                line, [](KvAppendProblem& p) { __VA_ARGS__; }, false), \
+            sentence)
 
 constexpr const char* kPlain = "kv_append b=2 hkv=2 sn=3 sk=20 d=16";
 constexpr const char* kRotary = "kv_append b=2 hq=4 hkv=2 sn=3 sk=20 d=16 bf16 rotary=16";
@@ -71,8 +75,10 @@ TEST(KvAppendProblem, RefusesSizes) {
   EXPECT_REFUSED(kPlain, "threads = -3 must be from 0 to 2147483647", p.threads = -3);
   EXPECT_REFUSED(kPlain, "seqlen_k = 20 must be a multiple of page_size = 16: a capacity is whole pages",
                  p.page_size = 16);
-  EXPECT_NE(refusal(kPlain, [](KvAppendProblem& p) { p.batch = p.seqlen_k = int64_t{1} << 40; }, true)
-                .find("sizes of "), std::string::npos);
+  EXPECT_NE(refusal(
+                kPlain, [](KvAppendProblem& p) { p.batch = p.seqlen_k = int64_t{1} << 40; }, true)
+                .find("sizes of "),
+            std::string::npos);
 }
 
 TEST(KvAppendProblem, RefusesRotary) {
@@ -117,9 +123,9 @@ TEST(KvAppendProblem, RefusesStridesAndAlignment) {
 
 TEST(KvAppendProblem, SlotsAndShapes) {
   using Shape = std::array<int64_t, 4>;
-  const KvAppendProblem p =
-      kv_append("kv_append b=2 hq=4 hkv=2 sn=3 sq=5 sk=48 d=16 dv=8 bf16 rotary=12 rotary_n=60 page=16 "
-                "layout_cache=bhsd");
+  const KvAppendProblem p = kv_append(
+      "kv_append b=2 hq=4 hkv=2 sn=3 sq=5 sk=48 d=16 dv=8 bf16 rotary=12 rotary_n=60 page=16 "
+      "layout_cache=bhsd");
   EXPECT_EQ(slot_shape(p, KvSlot::kKNew), (Shape{2, 2, 3, 16}));
   EXPECT_EQ(slot_shape(p, KvSlot::kVNew), (Shape{2, 2, 3, 8}));
   EXPECT_EQ(slot_shape(p, KvSlot::kVCache), (Shape{6, 2, 16, 8}));
@@ -146,8 +152,9 @@ TEST(KvAppendProblem, FlopsAndBytes) {
 
 TEST(KvAppendProblem, Pointers) {
   alignas(128) static char memory[1024];
-  const KvAppendProblem p = kv_append("kv_append b=2 hq=4 hkv=2 sk=48 d=16 layout_new=thd lq=3,4 rotary=16 page=16 "
-                                      "cache_batch=3 rotary_seqlens leftpad");
+  const KvAppendProblem p = kv_append(
+      "kv_append b=2 hq=4 hkv=2 sk=48 d=16 layout_new=thd lq=3,4 rotary=16 page=16 "
+      "cache_batch=3 rotary_seqlens leftpad");
   const auto full = [&] {
     KvAppendArgs args;
     args.k_new = args.v_new = args.q = args.rotary_cos = args.rotary_sin = memory;

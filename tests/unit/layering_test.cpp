@@ -15,7 +15,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct Include {
-  std::string path;   // as written
+  std::string path;  // as written
   bool quoted = false;
 };
 
@@ -110,8 +110,8 @@ TEST(Layering, EveryIncludeIsAllowed) {
         const std::string target = resolve(root, entry.path(), include);
         if (target.empty()) {
           // Not the project's: a system header, in angle brackets. Highway's own idiom quotes its generated file name.
-          EXPECT_FALSE(include.quoted && !include.path.starts_with("hwy/")) << name << " includes \"" << include.path
-                                                                            << "\", which is not there";
+          EXPECT_FALSE(include.quoted && !include.path.starts_with("hwy/"))
+              << name << " includes \"" << include.path << "\", which is not there";
           continue;
         }
         std::string written = target;

@@ -67,8 +67,7 @@ class GuardedWorkspace {
     unsigned char* const base = static_cast<unsigned char*>(memory_);
     if (heed_memory_fill(place.device, place.index, base, kPattern, kGuard) != HEED_OK ||
         heed_memory_fill(place.device, place.index, base + kGuard + bytes, kPattern, kGuard) != HEED_OK ||
-        (fill != kUnfilled &&
-         heed_memory_fill(place.device, place.index, base + kGuard, fill, bytes) != HEED_OK)) {
+        (fill != kUnfilled && heed_memory_fill(place.device, place.index, base + kGuard, fill, bytes) != HEED_OK)) {
       error_ = std::string("workspace: ") + heed_last_error();
     }
   }
@@ -134,10 +133,10 @@ struct Poke {
 
 // How a run is carried out: none of it may show in the result.
 struct RunStyle {
-  const heed_executor* executor = nullptr;   // NULL: heed's pool
+  const heed_executor* executor = nullptr;  // NULL: heed's pool
   int32_t threads = 0;
-  int workspace_fill = 0xff;                 // of every byte, or kUnfilled
-  void* stream = nullptr;                    // CUDA
+  int workspace_fill = 0xff;  // of every byte, or kUnfilled
+  void* stream = nullptr;     // CUDA
 };
 
 class LineRun {
@@ -197,16 +196,16 @@ class LineRun {
     if (place_.device == HEED_DEVICE_CPU) return;
     if (attention_ != nullptr) {
       heed_attention_args& a = *attention_;
-      for (heed_tensor* tensor : {&a.q, &a.k, &a.v, &a.bias, &a.mask, &a.alibi_slopes, &a.sinks, &a.cu_seqlens_q,
-                                  &a.cu_seqlens_k, &a.seqused_q, &a.seqused_k, &a.leftpad_k, &a.page_table,
-                                  &a.cache_batch_idx}) {
+      for (heed_tensor* tensor :
+           {&a.q, &a.k, &a.v, &a.bias, &a.mask, &a.alibi_slopes, &a.sinks, &a.cu_seqlens_q, &a.cu_seqlens_k,
+            &a.seqused_q, &a.seqused_k, &a.leftpad_k, &a.page_table, &a.cache_batch_idx}) {
         give_exact_memory(*tensor);
       }
     } else {
       heed_kv_append_args& a = *kv_append_;
-      for (heed_tensor* tensor : {&a.k_new, &a.v_new, &a.q, &a.rotary_cos, &a.rotary_sin, &a.cu_seqlens_new,
-                                  &a.cu_seqlens_q, &a.cache_seqlens, &a.rotary_seqlens, &a.leftpad_k, &a.page_table,
-                                  &a.cache_batch_idx}) {
+      for (heed_tensor* tensor :
+           {&a.k_new, &a.v_new, &a.q, &a.rotary_cos, &a.rotary_sin, &a.cu_seqlens_new, &a.cu_seqlens_q,
+            &a.cache_seqlens, &a.rotary_seqlens, &a.leftpad_k, &a.page_table, &a.cache_batch_idx}) {
         give_exact_memory(*tensor);
       }
     }
@@ -259,13 +258,13 @@ class LineRun {
     };
     if (attention_ != nullptr) {
       const heed_attention_args& a = *attention_;
-      for (const heed_tensor* tensor : {&a.out, &a.lse, &a.dq, &a.dk, &a.dv, &a.dbias, &a.dsinks, &a.dalibi_slopes,
-                                        &a.status}) {
+      for (const heed_tensor* tensor :
+           {&a.out, &a.lse, &a.dq, &a.dk, &a.dv, &a.dbias, &a.dsinks, &a.dalibi_slopes, &a.status}) {
         add(*tensor);
       }
     } else {
-      for (const heed_tensor* tensor : {&kv_append_->k_cache, &kv_append_->v_cache, &kv_append_->q_out,
-                                        &kv_append_->status}) {
+      for (const heed_tensor* tensor :
+           {&kv_append_->k_cache, &kv_append_->v_cache, &kv_append_->q_out, &kv_append_->status}) {
         add(*tensor);
       }
     }
@@ -293,9 +292,8 @@ class LineRun {
       error_ = last_error("exact memory");
       return;
     }
-    exact_.emplace_back(memory, [place = place_](void* pointer) {
-      heed_memory_free(place.device, place.index, pointer);
-    });
+    exact_.emplace_back(memory,
+                        [place = place_](void* pointer) { heed_memory_free(place.device, place.index, pointer); });
     void* const to = static_cast<unsigned char*>(memory) + before;
     if (heed_memory_copy(to, place_.device, tensor.data, place_.device, place_.index, bytes) != HEED_OK) {
       error_ = last_error("exact memory");

@@ -68,7 +68,7 @@ inline void redo_forward(Args& args) {
 
 // Runs `line`, its inputs changed by `prepare`, on every row that accepts it; `look` sees the results of each.
 inline void on_every_row(const std::string& line, const std::function<void(Args&)>& prepare,
-                  const std::function<void(Args&)>& look, bool judged = true, const RunStyle& style = {}) {
+                         const std::function<void(Args&)>& look, bool judged = true, const RunStyle& style = {}) {
   SCOPED_TRACE(line);
   LineRun probe(line);
   ASSERT_EQ(probe.error(), "");
@@ -93,7 +93,8 @@ inline void all_zero(const heed_tensor& t) {
 
 // Scores all 0 and value j in v's element j (bshd, no pages): out is the mean of the keys that are visible, lse the log
 // of how many there are. visible(b, h, i, j) says which, j counting from the sequence's first key.
-inline void expect_visible(const std::string& line, const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& visible) {
+inline void expect_visible(const std::string& line,
+                           const std::function<bool(int64_t, int64_t, int64_t, int64_t)>& visible) {
   on_every_row(
       line + " lse",
       [](Args& a) {

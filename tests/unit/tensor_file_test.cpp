@@ -335,7 +335,7 @@ TEST(Elements, RoundingIsToNearestEven) {
   }
   EXPECT_EQ(float_to_half(65519.9f), 0x7bff);
   EXPECT_EQ(float_to_half(65520.0f), 0x7c00);
-  EXPECT_EQ(float_to_bfloat(1.0f + 0x1p-8f), 0x3f80);  // half way, down to even
+  EXPECT_EQ(float_to_bfloat(1.0f + 0x1p-8f), 0x3f80);      // half way, down to even
   EXPECT_EQ(float_to_bfloat(1.0f + 3 * 0x1p-8f), 0x3f82);  // half way, up to even
   EXPECT_EQ(float_to_bfloat(std::numeric_limits<float>::max()), 0x7f80);
 }

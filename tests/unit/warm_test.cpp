@@ -40,10 +40,12 @@ TEST(WantedKernels, EachOnceWithThoseAroundIt) {
   ASSERT_EQ(plain.size(), 1u);
   EXPECT_TRUE(any_of(plain, "attention_fwd_sm80"));
   EXPECT_EQ(plain[0].arch, "sm_90a");
-  EXPECT_EQ(kernels_of({"attention b=16 hq=16 sq=512 d=64 bf16", "attention b=17 hq=16 sq=512 d=64 bf16"}, "sm_90a").size(),
-            1u);
+  EXPECT_EQ(
+      kernels_of({"attention b=16 hq=16 sq=512 d=64 bf16", "attention b=17 hq=16 sq=512 d=64 bf16"}, "sm_90a").size(),
+      1u);
   const auto decode = kernels_of({"attention b=1 hq=8 hkv=1 sq=1 sk=100000 d=128 f16 used_k"}, "sm_80");
-  EXPECT_TRUE(any_of(decode, "attention_decode_sm80") && any_of(decode, "combine") && any_of(decode, "check_sequences"));
+  EXPECT_TRUE(any_of(decode, "attention_decode_sm80") && any_of(decode, "combine") &&
+              any_of(decode, "check_sequences"));
   EXPECT_TRUE(any_of(kernels_of({"kv_append b=2 hkv=1 sn=1 sk=64 d=64 f16"}, "sm_89"), "kv_append"));
   EXPECT_TRUE(any_of(kernels_of({"attention sq=64 d=64"}, "sm_120"), "attention_fwd_portable"));
 }
@@ -99,9 +101,11 @@ TEST_F(Warm, Errors) {
   expect_error(heed_warm(&plain, -1, &sm_90a, &result), HEED_INVALID_ARGUMENT, "num_problems = -1");
   heed_problem* missing = nullptr;
   expect_error(heed_warm(&missing, 1, &sm_90a, &result), HEED_INVALID_ARGUMENT, "problems[0] = NULL");
-  expect_error(heed_warm(&plain, 1, &sm_1, &result), HEED_INVALID_ARGUMENT, "architecture = \"sm_1\": must be one of sm_80");
+  expect_error(heed_warm(&plain, 1, &sm_1, &result), HEED_INVALID_ARGUMENT,
+               "architecture = \"sm_1\": must be one of sm_80");
   expect_error(heed_warm(&on_cpu, 1, nullptr, &result), HEED_INVALID_ARGUMENT, "device = cpu: must be cuda");
-  expect_error(heed_warm(&backward, 1, &sm_90a, &result), HEED_NOT_SUPPORTED, "no GPU kernel does \"attention sq=64 d=64 bf16");
+  expect_error(heed_warm(&backward, 1, &sm_90a, &result), HEED_NOT_SUPPORTED,
+               "no GPU kernel does \"attention sq=64 d=64 bf16");
   sized.struct_size = 3;
   expect_error(heed_warm(&plain, 1, &sized, &result), HEED_INVALID_ARGUMENT, "options.struct_size = 3");
   heed_executor broken = {sizeof broken, nullptr, 1, 0, nullptr};

@@ -26,8 +26,8 @@ struct BackwardTile {
   int64_t head = 0;
   int64_t first_query = 0, first_key = 0;
   int32_t num_rows = 0, num_keys = 0;
-  bool partial = false;  // some pair is hidden by causal, window or chunk
-  bool exact = false;  // NaN or Inf in what was loaded: 0 times it must not reach what does not see it
+  bool partial = false;      // some pair is hidden by causal, window or chunk
+  bool exact = false;        // NaN or Inf in what was loaded: 0 times it must not reach what does not see it
   int32_t lo[kMaxTileRows];  // lanes that a row sees: lo <= lane < hi; both never fall from row to row
   int32_t hi[kMaxTileRows];
   float lse[kMaxTileRows];  // +inf for rows that see nothing, whose P is so 0
@@ -132,8 +132,8 @@ inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, 
 struct KeyRowBuffers {
   float* bias = nullptr;
   float* may_see = nullptr;  // 1 or 0
-  float* keep = nullptr;  // the dropout's factor: 1/(1-p) or 0
-  float* ds = nullptr;  // at the additive bias
+  float* keep = nullptr;     // the dropout's factor: 1/(1-p) or 0
+  float* ds = nullptr;       // at the additive bias
 };
 
 // Which keys of lanes [0, num_keys) the dropout keeps for one query: lanes are keys, so a Philox counter serves four of

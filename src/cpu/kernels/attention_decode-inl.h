@@ -231,7 +231,7 @@ struct DecodeUnit {
   const ForwardRun& run;
   const UnitTask& task;
   int64_t head_rows;  // query rows per kv head
-  int64_t num_rows;  // of all the unit's kv heads
+  int64_t num_rows;   // of all the unit's kv heads
   DecodeRow rows[kDecodeHeads * kDecodeRows];
   float *q, *s, *tmp, *k, *v;
   KeyRows k_rows, v_rows;

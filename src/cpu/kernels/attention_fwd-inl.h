@@ -166,9 +166,9 @@ struct Bf16Blocks {
   const Bf16Tiles* tiles = nullptr;  // null: all products in f32
   uint32_t *q, *v, *p;
   uint16_t* k;
-  uint32_t unsafe_queries = 0;       // bit per block of lanes
-  uint32_t f32_queries = 0;          // blocks whose Q^T stands in f32 as well
-  bool safe_keys = false;            // of the current block of keys
+  uint32_t unsafe_queries = 0;  // bit per block of lanes
+  uint32_t f32_queries = 0;     // blocks whose Q^T stands in f32 as well
+  bool safe_keys = false;       // of the current block of keys
 };
 
 // A worker's scratch, and what of the unit does not change from chunk to chunk.
@@ -176,7 +176,7 @@ struct RowUnit {
   const ForwardRun& run;
   const Sequence& sequence;
   int64_t kv_head;
-  int64_t num_blocks = 0;   // of 64 lanes
+  int64_t num_blocks = 0;  // of 64 lanes
   LaneBlock* lanes;
   float *q, *s, *tile, *row, *k, *v;
   KeyRows k_rows, v_rows;
