@@ -11,62 +11,10 @@
 #include <vector>
 
 #include "core.h"
+#include "tensor_names.h"
 
 namespace heed_python {
 namespace {
-
-template <class Struct>
-struct TensorField {
-  const char* name;
-  heed_tensor Struct::*member;
-};
-
-constexpr TensorField<heed_attention_args> kAttentionTensors[] = {
-    {"q", &heed_attention_args::q},
-    {"k", &heed_attention_args::k},
-    {"v", &heed_attention_args::v},
-    {"bias", &heed_attention_args::bias},
-    {"mask", &heed_attention_args::mask},
-    {"alibi_slopes", &heed_attention_args::alibi_slopes},
-    {"sinks", &heed_attention_args::sinks},
-    {"cu_seqlens_q", &heed_attention_args::cu_seqlens_q},
-    {"cu_seqlens_k", &heed_attention_args::cu_seqlens_k},
-    {"seqused_q", &heed_attention_args::seqused_q},
-    {"seqused_k", &heed_attention_args::seqused_k},
-    {"leftpad_k", &heed_attention_args::leftpad_k},
-    {"page_table", &heed_attention_args::page_table},
-    {"cache_batch_idx", &heed_attention_args::cache_batch_idx},
-    {"out", &heed_attention_args::out},
-    {"lse", &heed_attention_args::lse},
-    {"dout", &heed_attention_args::dout},
-    {"dlse", &heed_attention_args::dlse},
-    {"dq", &heed_attention_args::dq},
-    {"dk", &heed_attention_args::dk},
-    {"dv", &heed_attention_args::dv},
-    {"dbias", &heed_attention_args::dbias},
-    {"dsinks", &heed_attention_args::dsinks},
-    {"dalibi_slopes", &heed_attention_args::dalibi_slopes},
-    {"status", &heed_attention_args::status},
-};
-
-constexpr TensorField<heed_kv_append_args> kKvAppendTensors[] = {
-    {"k_new", &heed_kv_append_args::k_new},
-    {"v_new", &heed_kv_append_args::v_new},
-    {"k_cache", &heed_kv_append_args::k_cache},
-    {"v_cache", &heed_kv_append_args::v_cache},
-    {"q", &heed_kv_append_args::q},
-    {"q_out", &heed_kv_append_args::q_out},
-    {"rotary_cos", &heed_kv_append_args::rotary_cos},
-    {"rotary_sin", &heed_kv_append_args::rotary_sin},
-    {"cu_seqlens_new", &heed_kv_append_args::cu_seqlens_new},
-    {"cu_seqlens_q", &heed_kv_append_args::cu_seqlens_q},
-    {"cache_seqlens", &heed_kv_append_args::cache_seqlens},
-    {"rotary_seqlens", &heed_kv_append_args::rotary_seqlens},
-    {"leftpad_k", &heed_kv_append_args::leftpad_k},
-    {"page_table", &heed_kv_append_args::page_table},
-    {"cache_batch_idx", &heed_kv_append_args::cache_batch_idx},
-    {"status", &heed_kv_append_args::status},
-};
 
 template <class Struct, size_t kCount>
 heed_tensor& find_tensor(const TensorField<Struct> (&fields)[kCount], Struct& args, const char* name) {

@@ -111,6 +111,7 @@ using KvAppendArgs = Args<heed_kv_append_args, heed_kv_append_args_init>;
 
 void bind_args(nb::module_& module);
 void bind_inputs(nb::module_& module);
+void bind_calls(nb::module_& module);
 
 // The tensors of an argument struct by name; throws where there is none of that name.
 heed_tensor& tensor_of(heed_attention_args& args, const char* name);

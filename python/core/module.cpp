@@ -175,10 +175,12 @@ class Buffer {
 }  // namespace
 
 NB_MODULE(_core, module) {
+  nb::set_leak_warnings(false);  // what modules hold until the process ends is no leak, and nothing here prints
   bind_errors(module);
   bind_problem_and_plan(module);
   bind_args(module);
   bind_inputs(module);
+  bind_calls(module);
 
   nb::class_<Buffer>(module, "Buffer", "Uninitialised memory, aligned; freed with the object.")
       .def(nb::init<size_t, size_t>(), nb::arg("bytes"), nb::arg("alignment") = 64)

@@ -1,34 +1,22 @@
 """heed: exact attention, explained.
 
-``explain`` says how a problem would be done and why, ``info`` what this machine has; ``heed._core`` is the C interface
-over raw pointers (problems, plans, runs, inputs and the judge).
+``attention`` and ``kv_append`` take arrays of NumPy, PyTorch, CuPy, JAX or anything with DLPack as they lie in memory;
+``explain`` says how a call would be done and why, ``info`` what this machine has. ``heed.torch``, ``heed.flash_attn``,
+``heed.transformers`` and ``heed.jax`` are for their libraries, ``heed.plot`` draws, ``heed._core`` is the C interface.
 """
 
-import importlib.util
-import os
+import importlib as _importlib
+import importlib.util as _importlib_util
+import os as _os
 
 from . import _core
+from ._attention import attention, kv_append, problem_of as _problem_of
 from ._core import (Error, InitializationFailed, InvalidArgument, NotFound, NotSupported, OperationFailed, OutOfMemory)
 
 __version__ = _core.version()
 
-
-def _wheel_folder():
-    """The folder in which NVIDIA's wheels (PyTorch brings one) have laid libnvrtc, or None."""
-    spec = importlib.util.find_spec("nvidia")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for part in ("cu13/lib", "cuda_nvrtc/lib"):
-            folder = os.path.join(place, part)
-            if any(os.path.exists(os.path.join(folder, name)) for name in ("libnvrtc.so.13", "libnvrtc.so.12")):
-                return folder
-    return None
-
-
-if _wheel_folder():
-    _core.set_nvrtc_folder(_wheel_folder())
-
 __all__ = ["Error", "InitializationFailed", "InvalidArgument", "NotFound", "NotSupported", "OperationFailed",
-           "OutOfMemory", "explain", "info", "version"]
+           "OutOfMemory", "attention", "explain", "info", "kv_append", "version"]
 
 
 def version() -> str:
@@ -41,9 +29,42 @@ def info() -> str:
     return _core.info()
 
 
-def explain(problem: str, backend: "str | None" = None) -> str:
-    """How a problem line would be done: what every implementation says of it, the choice and its steps.
+def explain(problem, k=None, v=None, *, backend=None, **options) -> str:
+    """How a call would be done: what every implementation says of it, the choice and its steps.
+
+    Takes a problem line, or what ``attention`` takes; nothing is computed and no output is needed.
 
     >>> print(heed.explain("attention b=1 hq=8 hkv=8 sq=1024 sk=1024 d=64 f32 causal"))
+    >>> print(heed.explain(q, k, v, causal=True))
     """
-    return _core.Problem(problem).explain(backend)
+    if isinstance(problem, str):
+        if k is not None or v is not None or options:
+            raise InvalidArgument("problem: a problem line says everything; no tensors or options beside it")
+        return _core.Problem(problem).explain(backend)
+    return _problem_of(problem, k, v, **options).explain(backend)
+
+
+def _nvrtc_folder():
+    """The folder in which NVIDIA's wheels (the extra `cuda` brings one, PyTorch too) have laid libnvrtc, or None."""
+    try:
+        spec = _importlib_util.find_spec("nvidia")
+    except (ImportError, ValueError):
+        return None
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        for part in ("cu13/lib", "cuda_nvrtc/lib"):
+            folder = _os.path.join(place, part)
+            if any(_os.path.exists(_os.path.join(folder, name)) for name in ("libnvrtc.so.13", "libnvrtc.so.12")):
+                return folder
+    return None
+
+
+def __getattr__(name):
+    """heed.torch and the like are imported when they are first asked for."""
+    if name in ("flash_attn", "jax", "plot", "torch", "transformers"):
+        return _importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+_folder = _nvrtc_folder()
+if _folder is not None:
+    _core.set_nvrtc_folder(_folder)
