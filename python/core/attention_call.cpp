@@ -27,8 +27,9 @@ class Call {
   template <size_t kCount>
   void import_all(const TensorField<Struct> (&fields)[kCount], bool backward) {
     if (arrays_.size() != kCount) {
-      throw StatusError(HEED_INVALID_ARGUMENT, "tensors has " + std::to_string(arrays_.size()) + " entries: must have " +
-                                                   std::to_string(kCount) + ", an array or None each");
+      throw StatusError(HEED_INVALID_ARGUMENT, "tensors has " + std::to_string(arrays_.size()) +
+                                                   " entries: must have " + std::to_string(kCount) +
+                                                   ", an array or None each");
     }
     for (size_t i = 0; i < kCount; ++i) {
       nb::handle array = arrays_[i];
@@ -63,15 +64,15 @@ class Call {
 
   void set_stream(std::optional<uintptr_t> stream) {
     if (first_.device != HEED_DEVICE_CUDA) return;
-    args.stream = stream ? reinterpret_cast<void*>(*stream)
-                         : current_stream(first_array_, first_.device, first_.device_index);
+    args.stream =
+        stream ? reinterpret_cast<void*>(*stream) : current_stream(first_array_, first_.device, first_.device_index);
   }
 
   Struct args;
 
  private:
-  static heed_tensor Struct::* out_member();
-  static heed_tensor Struct::* lse_member();
+  static heed_tensor Struct::*out_member();
+  static heed_tensor Struct::*lse_member();
 
   nb::tuple arrays_;
   nb::list owners_;
@@ -81,13 +82,21 @@ class Call {
 };
 
 template <>
-heed_tensor heed_attention_args::* Call<heed_attention_args>::out_member() { return &heed_attention_args::out; }
+heed_tensor heed_attention_args::*Call<heed_attention_args>::out_member() {
+  return &heed_attention_args::out;
+}
 template <>
-heed_tensor heed_attention_args::* Call<heed_attention_args>::lse_member() { return &heed_attention_args::lse; }
+heed_tensor heed_attention_args::*Call<heed_attention_args>::lse_member() {
+  return &heed_attention_args::lse;
+}
 template <>
-heed_tensor heed_kv_append_args::* Call<heed_kv_append_args>::out_member() { return nullptr; }
+heed_tensor heed_kv_append_args::*Call<heed_kv_append_args>::out_member() {
+  return nullptr;
+}
 template <>
-heed_tensor heed_kv_append_args::* Call<heed_kv_append_args>::lse_member() { return nullptr; }
+heed_tensor heed_kv_append_args::*Call<heed_kv_append_args>::lse_member() {
+  return nullptr;
+}
 
 template <class Function>
 void call_unlocked(Function&& call) {
@@ -189,12 +198,12 @@ nb::tuple names_of(const TensorField<Struct> (&fields)[kCount]) {
 void bind_calls(nb::module_& module) {
   module.attr("ATTENTION_TENSORS") = names_of(kAttentionTensors);
   module.attr("KV_APPEND_TENSORS") = names_of(kKvAppendTensors);
-  module.def("attention_call", &attention_call, nb::arg("numbers"), nb::arg("tensors"),
-             nb::arg("backend").none() = nb::none(), nb::arg("seed").none() = nb::none(),
-             nb::arg("stream").none() = nb::none(), nb::arg("validate") = false,
-             "One call over arrays: `tensors` in the order of ATTENTION_TENSORS, each an array or None; the numbers of "
-             "`numbers`; `seed` int64 [2] on the arrays' device; `stream` a CUstream as a number, None: the one that the "
-             "arrays' framework works on. The interpreter lock is released meanwhile.");
+  module.def(
+      "attention_call", &attention_call, nb::arg("numbers"), nb::arg("tensors"), nb::arg("backend").none() = nb::none(),
+      nb::arg("seed").none() = nb::none(), nb::arg("stream").none() = nb::none(), nb::arg("validate") = false,
+      "One call over arrays: `tensors` in the order of ATTENTION_TENSORS, each an array or None; the numbers of "
+      "`numbers`; `seed` int64 [2] on the arrays' device; `stream` a CUstream as a number, None: the one that the "
+      "arrays' framework works on. The interpreter lock is released meanwhile.");
   module.def("attention_problem", &attention_problem, nb::arg("numbers"), nb::arg("tensors"),
              nb::arg("with_lse") = false, nb::arg("out_f32") = false, "The problem of such a call; out may be None.");
   module.def("kv_append_call", &kv_append_call, nb::arg("numbers"), nb::arg("tensors"),

@@ -125,10 +125,10 @@ heed_dtype dtype_of(DlDtype dtype) {
 }
 
 std::string dtype_words(DlDtype dtype) {
-  const char* kind = dtype.code == kDlInt     ? "int"
-                     : dtype.code == kDlUint  ? "uint"
-                     : dtype.code == kDlFloat ? "float"
-                     : dtype.code == kDlBfloat ? "bfloat"
+  const char* kind = dtype.code == kDlInt       ? "int"
+                     : dtype.code == kDlUint    ? "uint"
+                     : dtype.code == kDlFloat   ? "float"
+                     : dtype.code == kDlBfloat  ? "bfloat"
                      : dtype.code == kDlComplex ? "complex"
                      : dtype.code == kDlBool    ? "bool"
                                                 : "DLPack type ";
@@ -221,7 +221,8 @@ void read_array_interface(nb::handle array, const char* name, Expected expected,
     case 'c': dtype.code = kDlComplex; break;
     default:
       const std::string words = words_of(nb::object(array.attr("dtype")));
-      if (words != "bfloat16") refuse(std::string(name) + ".dtype = " + words + ": must be " + expected_words(expected));
+      if (words != "bfloat16")
+        refuse(std::string(name) + ".dtype = " + words + ": must be " + expected_words(expected));
       dtype.code = kDlBfloat;
   }
   if ((from->flags & kNativeByteOrder) == 0) refuse(std::string(name) + ": must be in this machine's byte order");
@@ -260,7 +261,8 @@ void read_dlpack(nb::handle array, bool has_streams, const char* name, Expected 
     const auto* managed =
         static_cast<const DlManagedTensorVersioned*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor_versioned"));
     if (managed->version.major != 1) {
-      refuse(std::string(name) + ": comes as DLPack " + std::to_string(managed->version.major) + "; heed reads DLPack 1");
+      refuse(std::string(name) + ": comes as DLPack " + std::to_string(managed->version.major) +
+             "; heed reads DLPack 1");
     }
     to.read_only = (managed->flags & kDlReadOnly) != 0;
     read(managed->tensor, name, expected, to);

@@ -9,7 +9,7 @@ namespace heed_python {
 template <class Struct>
 struct TensorField {
   const char* name;
-  heed_tensor Struct::* member;
+  heed_tensor Struct::*member;
   Expected expected;
   bool is_output;  // of the forward pass; the backward pass reads out and lse
 };
