@@ -1,12 +1,14 @@
 """The documentation does what it says: tagged blocks run, links lead somewhere, named files exist.
 
 A block fenced as ```sh test``` runs in bash -e at the root of the repository with the built `heed` on PATH; one fenced as
-```cpp test``` is compiled against the built library and run. The build folder is HEED_TEST_BUILD, or build/release.
+```cpp test``` is compiled against the built library and run; one fenced as ```python test``` runs by itself beside the
+built package. The build folder is HEED_TEST_BUILD, or build/release.
 """
 import os
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
 
@@ -66,6 +68,17 @@ def test_cpp_block_compiles_and_runs(source, tmp_path):
     check(subprocess.run([compiler, "-std=c++20", "-Wall", "-Wextra", f"-I{ROOT / 'include'}", "block.cpp", "-o", "block",
                           f"-L{BUILD}", "-lheed", f"-Wl,-rpath,{BUILD}"], cwd=tmp_path, capture_output=True, text=True))
     check(subprocess.run([tmp_path / "block"], cwd=ROOT, timeout=300, capture_output=True, text=True))
+
+
+@pytest.mark.parametrize("source", blocks("python test"))
+def test_python_block_runs(source, tmp_path):
+    needs = [name for name in re.findall(r"^(?:import|from) (torch|jax|transformers|cupy)\b", source, re.MULTILINE)]
+    for name in needs:
+        pytest.importorskip(name)
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, [str(BUILD / "python"),
+                                                                            os.environ.get("PYTHONPATH")])))
+    check(subprocess.run([sys.executable, "-c", source], cwd=tmp_path, env=environment, timeout=300,
+                         capture_output=True, text=True))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
