@@ -44,7 +44,7 @@ def explain(problem, k=None, v=None, *, backend=None, **options) -> str:
     return _problem_of(problem, k, v, **options).explain(backend)
 
 
-def _nvrtc_folder():
+def _wheel_folder():
     """The folder in which NVIDIA's wheels (the extra `cuda` brings one, PyTorch too) have laid libnvrtc, or None."""
     try:
         spec = _importlib_util.find_spec("nvidia")
@@ -65,6 +65,6 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_folder = _nvrtc_folder()
+_folder = _wheel_folder()
 if _folder is not None:
     _core.set_nvrtc_folder(_folder)

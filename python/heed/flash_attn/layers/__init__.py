@@ -1,0 +1,5 @@
+"""flash_attn.layers: of it, rotary embedding."""
+
+from . import rotary
+
+__all__ = ["rotary"]
