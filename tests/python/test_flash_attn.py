@@ -7,6 +7,7 @@ import sys
 import pytest
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # small tensors; threads that wait for each other would be most of the time
 heed = pytest.importorskip("heed", reason="needs PYTHONPATH=<build>/python")
 from heed import flash_attn  # noqa: E402
 from heed.flash_attn import bert_padding, hopper  # noqa: E402

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 torch = pytest.importorskip("torch")
+torch.set_num_threads(1)  # small tensors; threads that wait for each other would be most of the time
 heed = pytest.importorskip("heed", reason="needs PYTHONPATH=<build>/python")
 import heed.torch  # noqa: E402
 
