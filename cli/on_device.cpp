@@ -74,11 +74,14 @@ DeviceChoice choose_device(const std::string& asked, const std::string& backend,
   if (threads > 0) return on_cpu("--threads is of the CPU");
   int32_t count = 0;
   if (heed_device_count(HEED_DEVICE_CUDA, &count) != HEED_OK) return on_cpu(first_line(heed_last_error()));
-  try {
-    make_plan(problem_on_gpu().get(), backend);
-  } catch (const std::exception& error) {
-    return on_cpu(fmt::format("not on the GPU: {}", first_line(error.what())));
-  }
+  const ProblemPtr problem = problem_on_gpu();
+  const heed_plan_options options = plan_options(backend);
+  heed_plan* plan = nullptr;
+  const heed_status status = heed_plan_create(problem.get(), &options, &plan);
+  heed_plan_destroy(plan);
+  if (status == HEED_NOT_SUPPORTED)
+    return on_cpu("no implementation on the GPU does this; heed explain --device cuda says why");
+  if (status != HEED_OK) return on_cpu("not on the GPU: " + first_line(heed_last_error()));
   return {"cuda", "cuda: " + device_name(HEED_DEVICE_CUDA, 0)};
 }
 

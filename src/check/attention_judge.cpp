@@ -307,8 +307,7 @@ class AttentionJudge {
       finish_vector("dsinks", a_.dsinks, exact_sums_.dsinks, plain_sums_.dsinks, largest.dsink, report);
     }
     if (p_.dalibi) {
-      finish_vector("dalibi_slopes", a_.dalibi_slopes, exact_sums_.dalibi, plain_sums_.dalibi, largest.dalibi,
-                    report);
+      finish_vector("dalibi_slopes", a_.dalibi_slopes, exact_sums_.dalibi, plain_sums_.dalibi, largest.dalibi, report);
     }
     if (a_.status != nullptr) {
       TensorJudge verdict("status", Dtype::kI32, "b");

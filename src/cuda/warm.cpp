@@ -31,8 +31,9 @@ Result<Target> target_of(const AnyProblem& problem, std::string_view arch) {
   }
   const auto [device, index] = std::visit([](const auto& p) { return std::pair(p.device, p.device_index); }, problem);
   if (device != Device::kCuda) {
-    return invalid_argument("device = cpu: must be cuda, or arch must name the GPU's architecture: nothing is compiled "
-                            "for a CPU at run time");
+    return invalid_argument(
+        "device = cpu: must be cuda, or arch must name the GPU's architecture: nothing is compiled "
+        "for a CPU at run time");
   }
   const Result<const DeviceFacts*> facts = device_facts(index);
   if (!facts.ok()) return facts.status();
@@ -47,8 +48,8 @@ Result<double> compile_seconds(const WantedKernel& kernel) {
     if (!code.ok()) return code.status();
     const double seconds = code.value()->compile_seconds;
     if (seconds > 0 && !disk_cache().load(code_text(kernel.key, kernel.arch), "")) {
-      return operation_failed(format("{} was compiled but could not be kept in {}", kernel.key.expression,
-                                     disk_cache().folder()));
+      return operation_failed(
+          format("{} was compiled but could not be kept in {}", kernel.key.expression, disk_cache().folder()));
     }
     return seconds;
   } catch (const std::bad_alloc&) {
@@ -86,8 +87,9 @@ Status add_kernels(const AnyProblem& problem, std::string_view arch, std::vector
 Result<WarmResult> warm(const std::vector<WantedKernel>& kernels, const heed_executor& executor,
                         const std::function<void(int32_t done, const WantedKernel* last)>& progress) {
   if (disk_cache().folder().empty()) {
-    return operation_failed("there is no folder for compiled kernels that could be used: set HEED_CACHE_DIR to one that "
-                            "can be written");
+    return operation_failed(
+        "there is no folder for compiled kernels that could be used: set HEED_CACHE_DIR to one that "
+        "can be written");
   }
   WarmResult result;
   Status first;

@@ -33,7 +33,7 @@ Status add_kernels(const AnyProblem& problem, std::string_view arch, std::vector
 
 struct WarmResult {
   int32_t num_kernels = 0;
-  int32_t num_compiled = 0;  // by this process; the others came from the disk
+  int32_t num_compiled = 0;    // by this process; the others came from the disk
   double compile_seconds = 0;  // of all of them, one after another
 };
 
