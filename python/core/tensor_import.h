@@ -7,13 +7,11 @@
 #include <cstdint>
 
 #include "heed/heed.h"
+#include "tensor_names.h"
 
 namespace heed_python {
 
 namespace nb = nanobind;
-
-// What a tensor has to be, for the sentence where it is something else.
-enum class Expected { kFloat, kInt32, kBool, kInt64 };
 
 struct ImportedTensor {
   heed_tensor tensor = {};

@@ -2,9 +2,11 @@
 #pragma once
 
 #include "heed/heed.h"
-#include "tensor_import.h"
 
 namespace heed_python {
+
+// What a tensor has to be, for the sentence where it is something else.
+enum class Expected { kFloat, kInt32, kBool, kInt64 };
 
 template <class Struct>
 struct TensorField {

@@ -315,6 +315,75 @@ def draw_map(weights, tokens, path, title=None):
     plt.close(figure)
 
 
+# ---- what each query sees --------------------------------------------------------------------------------------------
+
+def visible(seqlen_q, seqlen_k=None, *, batch=0, head=0, nheads_q=1, **options):
+    """Which keys each query sees under these options of heed.attention: a boolean array [seqlen_q, seqlen_k].
+
+    It is asked of heed itself, by attention over values of which each key has one of its own. With cu_seqlens_q or
+    cu_seqlens_k the lengths are the totals, and each sequence's keys stand in columns 0, 1, ... of its queries' rows.
+    """
+    import numpy as np
+    from heed import attention
+    seqlen_k = seqlen_q if seqlen_k is None else seqlen_k
+    sizes = [len(options[name]) for name in ("seqused_q", "seqused_k", "leftpad") if options.get(name) is not None]
+    for name in ("mask", "bias"):
+        if options.get(name) is not None:
+            options[name] = np.asarray(options[name])
+            options[name] = options[name].reshape((1,) * (4 - options[name].ndim) + options[name].shape)
+            sizes.append(options[name].shape[0])
+            nheads_q = max(nheads_q, options[name].shape[1])
+    num_batches = max([batch + 1, *sizes])
+    seen = np.zeros((seqlen_q, seqlen_k), bool)
+    packed_q, packed_k = options.get("cu_seqlens_q") is not None, options.get("cu_seqlens_k") is not None
+    q = np.zeros((seqlen_q, nheads_q, 1) if packed_q else (num_batches, seqlen_q, nheads_q, 1), np.float32)
+    k = np.zeros((seqlen_k, 1, 1) if packed_k else (num_batches, seqlen_k, 1, 1), np.float32)
+    for first in range(0, seqlen_k, 512):  # head_dim_v is at most 512
+        last = min(first + 512, seqlen_k)
+        columns = np.eye(seqlen_k, dtype=np.float32)[:, first:last]
+        if packed_k:
+            offsets = np.asarray(options["cu_seqlens_k"])
+            columns = np.concatenate([np.eye(seqlen_k, dtype=np.float32)[:b - a, first:last]
+                                      for a, b in zip(offsets, offsets[1:])]
+                                     + [np.zeros((seqlen_k - int(offsets[-1]), last - first), np.float32)])
+        v = np.ascontiguousarray(columns[:, None] if packed_k else np.broadcast_to(columns[None, :, None],
+                                                                                   (num_batches, *columns[:, None].shape)))
+        weights = attention(q, k, v, **options)
+        seen[:, first:last] = (weights[:, head] if packed_q else weights[batch, :, head]) > 0
+    return seen
+
+
+def mask(seqlen_q, seqlen_k=None, *, batch=0, head=0, path=None, title=None, **options):
+    """Draws what each query sees under these options of heed.attention (causal, window, chunk, q_offset, mask, lengths).
+
+    Rows are queries, columns keys. Gives matplotlib's figure, and writes it to `path` where one is given.
+
+    >>> heed.plot.mask(24, 32, causal=True, window=(8, 0), path="mask.png")
+    """
+    plt = _pyplot()
+    from matplotlib.colors import ListedColormap
+    seen = visible(seqlen_q, seqlen_k, batch=batch, head=head, **options)
+    rows, columns = seen.shape
+    cell = min(0.22, 9.0 / max(rows, columns, 1))
+    figure, axes = plt.subplots(figsize=(cell * columns + 1.6, cell * rows + 1.4))
+    axes.imshow(seen, cmap=ListedColormap([FAINT, COLOURS["heed"]]), vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    axes.grid(False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    if max(rows, columns) <= 64:  # a white line around each cell
+        axes.set_xticks([x - 0.5 for x in range(columns + 1)], minor=True)
+        axes.set_yticks([y - 0.5 for y in range(rows + 1)], minor=True)
+        axes.grid(True, which="minor", axis="both", color="white", linewidth=0.8)
+    axes.tick_params(length=0, which="both")
+    axes.set_xlabel("key")
+    axes.set_ylabel("query")
+    axes.set_title(title or f"{seen.sum()} of {seen.size} pairs are seen", loc="left", fontsize=9)
+    if path is not None:
+        figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)  # the figure lives on; pyplot lets go of it
+    return figure
+
+
 # ---- command ---------------------------------------------------------------------------------------------------------
 
 def _bench_command(arguments):

@@ -77,3 +77,28 @@ def test_bad_maps(tmp_path, capsys):
     assert plot.main(["map", str(source), "--tokens", str(tokens)]) == 1
     assert "too short" in capsys.readouterr().err
     assert plot.main(["map", str(tmp_path / "absent.npy")]) == 1
+
+
+# ---- what each query sees --------------------------------------------------------------------------------------------
+
+def test_visible_is_what_the_rule_says():
+    i, j = np.indices((5, 9))
+    p = i + 4
+    assert (plot.visible(5, 9) == True).all()  # noqa: E712
+    assert (plot.visible(5, 9, causal=True) == (j <= p)).all()
+    assert (plot.visible(5, 9, window=(2, 1)) == ((j >= p - 2) & (j <= p + 1))).all()
+    assert (plot.visible(5, 9, causal=True, q_offset="top", chunk=3) == ((j <= i) & (i // 3 == j // 3))).all()
+    given = np.random.default_rng(0).random((5, 9)) > 0.5
+    assert (plot.visible(5, 9, mask=given, head=0) == given).all()
+    lengths = np.array([9, 4], np.int32)
+    assert (plot.visible(5, 9, seqused_k=lengths, batch=1) == (j < 4)).all()
+    assert plot.visible(3, 1100, causal=True).sum() == 1098 + 1099 + 1100
+    offsets = np.array([0, 2, 5], np.int32)
+    packed = plot.visible(5, 5, cu_seqlens_q=offsets, cu_seqlens_k=offsets, causal=True)
+    assert packed.sum(1).tolist() == [1, 2, 1, 2, 3]
+
+
+def test_mask_draws(tmp_path):
+    picture = tmp_path / "mask.png"
+    figure = plot.mask(24, 32, causal=True, window=(8, 0), path=picture, title="a window")
+    assert is_picture(picture) and figure.axes[0].get_title(loc="left") == "a window"
