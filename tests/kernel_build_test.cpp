@@ -2,8 +2,11 @@
 // ptxas says of it: spills and local memory beyond the variant's row in the tile table fail, as do warnings of the
 // C75xx family (a pipeline of matrix instructions that the compiler had to break up) and compilations that take long.
 //
+// What spills is ptxas's choice and changes from release to release: the tile tables are held to kHeldTo. What another
+// compiler makes of them is printed, and fails only where a kernel does not compile at all.
+//
 // HEED_TEST_NVRTC: the libnvrtc to use; else whatever heed itself finds; without one the tests are skipped.
-// HEED_TEST_ALL=1: every architecture instead of one per generation of instructions in use.
+// HEED_TEST_ALL=1: every architecture instead of sm_80 and sm_90a.
 #include <gtest/gtest.h>
 
 #include <sys/stat.h>
@@ -21,10 +24,12 @@
 namespace heed::cuda {
 namespace {
 
-constexpr double kLongestSeconds = 3.0, kMedianSeconds = 1.0;
+constexpr NvrtcVersion kHeldTo = {13, 0};
+// On a core of its own a variant takes at most 3 s and half of them at most 1 s; twice that where threads share a core.
+constexpr double kLongestSeconds = 6.0, kMedianSeconds = 2.0;
 constexpr size_t kMostVariants = 200;
 
-// Of the thread: what other tests do at the same time is no fault of the kernel.
+// Of the thread: waiting for other tests is no fault of the kernel.
 double cpu_seconds() {
   timespec now = {};
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
@@ -72,16 +77,31 @@ std::vector<Architecture> architectures() {
   return wanted;
 }
 
+// Whether the compiler has heard of the architecture; what it says where not.
+bool knows(const NvrtcCompiler& nvrtc, const char* arch, std::string& answer) {
+  constexpr std::string_view kEmpty = "template <int kN> __global__ void empty() {}";
+  const Result<CompiledKernel> made = compile(nvrtc, {"empty.cu", kEmpty, "empty<0>", arch}, {});
+  if (!made.ok()) answer = made.status().message();
+  return made.ok();
+}
+
 class KernelBuild : public ::testing::TestWithParam<Architecture> {};
 
 TEST_P(KernelBuild, EveryReachableVariant) {
   if (!compiler().ok()) GTEST_SKIP() << compiler().status().message();
   const NvrtcVersion version = nvrtc_version(*compiler().value());
+  const bool is_held = version.major == kHeldTo.major && version.minor == kHeldTo.minor;
+  std::string answer;
+  if (!knows(*compiler().value(), GetParam().name, answer)) {
+    if (is_held) FAIL() << answer;
+    GTEST_SKIP() << answer;
+  }
   const std::vector<KernelVariant> variants = reachable_variants(GetParam());
   EXPECT_LT(variants.size(), kMostVariants);
   std::vector<double> seconds;
   std::string slowest;
   double worst = 0, total = 0;
+  int spilling = 0, most_spilt = 0;
   for (const KernelVariant& variant : variants) {
     const double start = cpu_seconds();
     const Result<CompiledKernel> compiled = compile_embedded(*compiler().value(), variant.key, GetParam().name);
@@ -93,6 +113,8 @@ TEST_P(KernelBuild, EveryReachableVariant) {
     std::fflush(stdout);
     EXPECT_GT(report.functions, 0) << "ptxas reported nothing: " << compiled.value().log;
     const int local = std::max({report.stack_bytes, report.spill_stores, report.spill_loads});
+    if (local > variant.spill_bytes) ++spilling, most_spilt = std::max(most_spilt, local);
+    if (!is_held) continue;
     EXPECT_LE(local, variant.spill_bytes)
         << variant.key.expression << " spills: " << report.stack_bytes << " bytes of stack, " << report.spill_stores
         << " stored, " << report.spill_loads << " loaded";
@@ -103,6 +125,9 @@ TEST_P(KernelBuild, EveryReachableVariant) {
     total += took;
     if (took > worst) worst = took, slowest = variant.key.expression;
   }
+  std::printf("%s, NVRTC %d.%d: %d of %zu variants spill more than their rows state (at most %d bytes)\n",
+              GetParam().name, version.major, version.minor, spilling, variants.size(), most_spilt);
+  if (!is_held) return;
   std::sort(seconds.begin(), seconds.end());
   const double median = seconds[seconds.size() / 2];
   std::printf("%s, NVRTC %d.%d: %zu variants in %.0f s of CPU; median %.2f s, worst %.2f s (%s)\n", GetParam().name,

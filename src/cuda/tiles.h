@@ -39,13 +39,11 @@ inline constexpr AttentionFwdTile kAttentionFwdTiles[] = {
     {64, 64, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 3, 0, "512 keys: 204"},
     {64, 64, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
 
-    {96, 96, ScoreKind::kFull, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "as tall as registers allow"},
-    {96, 96, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 2, 2, 0, "128x64 spills"},
+    {96, 96, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "as tall as registers allow"},
     {96, 96, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "as d128"},
     {96, 96, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "as d128"},
 
-    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "4k keys: 367 against 347 of 32 keys", 9},
-    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 1, 2, 0, "64 keys spill; two stages too"},
+    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "4k keys: 367 against 347 of 32 keys"},
     {128, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "causal, 4k: 253 against 313 of 128 rows"},
     {128, 128, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "fits twice where a block may have 99 KB"},
 
