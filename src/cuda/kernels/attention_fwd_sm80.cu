@@ -282,11 +282,9 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
   }
 
   if (first < last) {
-    const KeyLoader<kV, kV.head_dim> keys(p.head_dim, thread);
-    const KeyLoader<kV, kV.head_dim_v> values(p.head_dim_v, thread);
     load_q<kV>(p, work, rows, q_base, thread);
-    keys.template load<false>(p, work, p.k_stride, k_begin, last - 1, k_base);
-    if constexpr (kV.stages > 1) values.template load<false>(p, work, p.v_stride, v_begin, last - 1, v_base);
+    KeyLoader<kV, kV.head_dim>(p.head_dim).template load<false>(p, work, p.k_stride, k_begin, last - 1, k_base);
+    if constexpr (kV.stages > 1) KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<false>(p, work, p.v_stride, v_begin, last - 1, v_base);
     cp_async_commit();
     u32 q_registers[T::kRowTiles][kV.head_dim / 16][4];
     const ScoreTerms<kV> terms(p, work, rows, warp, lane);
@@ -301,17 +299,17 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
       __syncthreads();
       if constexpr (kV.stages > 1) {
         if (tile > first) {
-          keys.template load<true>(p, work, p.k_stride, begin_put_aside<T::kPitch, false>(padding), tile - 1,
+          KeyLoader<kV, kV.head_dim>(p.head_dim).template load<true>(p, work, p.k_stride, begin_put_aside<T::kPitch, false>(padding), tile - 1,
                                    k_base + next_slot * T::kBytesK);
-          values.template load<true>(p, work, p.v_stride, begin_put_aside<T::kPitch, true>(padding), tile - 1,
+          KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<true>(p, work, p.v_stride, begin_put_aside<T::kPitch, true>(padding), tile - 1,
                                      v_base + next_slot * T::kBytesV);
         }
       } else {
         const u64 begin = begin_put_aside<T::kPitch, true>(padding);
         if (kV.gather || tile == last - 1)
-          values.template load<false>(p, work, p.v_stride, begin, tile, v_base);
+          KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<false>(p, work, p.v_stride, begin, tile, v_base);
         else
-          values.template load<true>(p, work, p.v_stride, begin, tile, v_base);
+          KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<true>(p, work, p.v_stride, begin, tile, v_base);
       }
       cp_async_commit();
       if constexpr (T::kQInRegisters) {
@@ -349,7 +347,7 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
         cp_async_wait<0>();
         __syncthreads();
         if (tile > first)
-          keys.template load<true>(p, work, p.k_stride, begin_put_aside<T::kPitch, false>(padding), tile - 1, k_base);
+          KeyLoader<kV, kV.head_dim>(p.head_dim).template load<true>(p, work, p.k_stride, begin_put_aside<T::kPitch, false>(padding), tile - 1, k_base);
         cp_async_commit();
       }
       if (visible) multiply_pv<kV>(acc_o, probability, v_base + slot * T::kBytesV + v_lane);

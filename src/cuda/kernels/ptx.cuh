@@ -56,6 +56,13 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* from) {
   return x;
 }
 
+// threadIdx.x, read where it is wanted rather than kept in a register.
+__device__ __forceinline__ int thread_index() {
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 // A value that is the same in all lanes, so that the compiler can see it is: it may live in a uniform register.
 __device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(0xffffffffu, x); }
 

@@ -255,23 +255,12 @@ __device__ __forceinline__ void load_q(const AttentionFwdParams& p, const BlockW
   const int column = thread % kChunks, first = thread / kChunks;
   if (kPerPass * kChunks != kV.warps * 32 && first >= kPerPass) return;
   const char* base = static_cast<const char*>(p.q) + (w.b * p.q_stride.b + w.q_begin * p.q_stride.s + column * 8) * 2;
-  const bool in_dim = column * 8 < p.head_dim;
-  if (rows.per_query == 1 && (!kV.gather || p.aligned)) {  // a stride a row: nothing to divide
-    const i64 step = kPerPass * p.q_stride.s * 2;
-    const char* src = base + (rows.head0 * p.q_stride.h + (rows.row0 + first) * p.q_stride.s) * 2;
-#pragma unroll
-    for (int r = first; r < kV.tile_q; r += kPerPass) {
-      const bool valid = in_dim && rows.row0 + r < w.q_len;
-      cp_async_16(q_base + (r * kPitch + column * 8) * 2, valid ? src : base, valid ? 16 : 0);
-      src += step;
-    }
-    return;
-  }
-#pragma unroll 1
+#pragma unroll 2
   for (int r = first; r < kV.tile_q; r += kPerPass) {
     const i32 query = rows.query(r);
-    const bool valid = in_dim && query < w.q_len;
-    const char* src = valid ? base + (rows.head(r) * p.q_stride.h + query * p.q_stride.s) * 2 : base;
+    const bool valid = query < w.q_len && column * 8 < p.head_dim;
+    const char* src =
+        valid ? base + (rows.head(r) * p.q_stride.h + query * p.q_stride.s) * 2 : static_cast<const char*>(p.q);
     const u32 dst = q_base + (r * kPitch + column * 8) * 2;
     if (kV.gather && !p.aligned)
       copy_16_unaligned(dst, src, valid);
@@ -301,8 +290,9 @@ struct KeyLoader {
   static constexpr int kPerPass = kThreads / kChunks;
   int first, column_bytes, bytes;
 
-  __device__ __forceinline__ KeyLoader(i32 dim, int thread)
-      : first(thread / kChunks), column_bytes(thread % kChunks * 16) {
+  __device__ __forceinline__ explicit KeyLoader(i32 dim) {
+    const int thread = thread_index();
+    first = thread / kChunks, column_bytes = thread % kChunks * 16;
     bytes = column_bytes < dim * 2 ? 16 : 0;
     if (kPerPass * kChunks != kThreads && first >= kPerPass) first = kV.tile_k;
   }
