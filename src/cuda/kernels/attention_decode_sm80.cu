@@ -175,8 +175,19 @@ __device__ __forceinline__ bool exponentials(const float (&s)[kGroups][4], const
   return settled || __all_sync(0xffffffffu, fits);
 }
 
+// Blocks of a multiprocessor that registers have to leave room for. Two are what memory wants; without a bound Blackwell's
+// ptxas spills for the sake of a fourth.
 template <AttentionFwdVariant kV>
-__global__ void __launch_bounds__(kV.warps * 32) attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
+struct DecodeBlocks {
+#if __CUDA_ARCH__ >= 1000
+  static constexpr int kLeast = kV.head_dim <= 64 && kV.tile_q == 8 ? 3 : 0;
+#else
+  static constexpr int kLeast = 0;  // none stated
+#endif
+};
+
+template <AttentionFwdVariant kV>
+__global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast) attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
   using F = KeyFragments<kV>;
   constexpr int kGroups = kV.tile_q / 8, kOut = F::kHalves * 4, kThreads = kV.warps * 32;
   constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
