@@ -23,7 +23,7 @@ struct AttentionFwdTile {
   ScoreKind score;
   TileHeight height;
   int tile_q, tile_k, warps, stages;
-  int blocks;       // of a multiprocessor: what registers are shared among
+  int blocks;  // of a multiprocessor: what registers are shared among
   int spill_bytes;  // what ptxas may spill, at most 64 and outside the loop
   const char* why;
   int major = 0;  // of the compute capability that has the row to itself; 0: any
@@ -39,19 +39,20 @@ inline constexpr AttentionFwdTile kAttentionFwdTiles[] = {
     {64, 64, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 3, 0, "512 keys: 204"},
     {64, 64, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
 
-    {96, 96, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "as tall as registers allow"},
+    {96, 96, ScoreKind::kFull, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "as tall as registers allow"},
+    {96, 96, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 2, 2, 0, "128x64 spills"},
     {96, 96, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "as d128"},
-    {96, 96, ScoreKind::kModified, TileHeight::kLow, 64, 48, 4, 1, 2, 0, "64x64 spills on sm_100"},
+    {96, 96, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "as d128"},
 
-    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "4k keys: 367 against 347 of 32 keys"},
+    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "4k keys: 367 against 347 of 32 keys", 9},
+    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 1, 2, 0, "64 keys spill; two stages too"},
     {128, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "causal, 4k: 253 against 313 of 128 rows"},
     {128, 128, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "fits twice where a block may have 99 KB"},
 
     {192, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "128 rows would not fit 99 KB"},
     {192, 128, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills"},
 
-    {256, 256, ScoreKind::kRange, TileHeight::kLow, 64, 48, 4, 1, 2, 0,
-     "4k keys: 307 against 297 of 64, 274 of 128x64"},
+    {256, 256, ScoreKind::kRange, TileHeight::kLow, 64, 48, 4, 1, 2, 0, "4k keys: 307 against 297 of 64, 274 of 128x64"},
     {256, 256, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills where keys are hidden"},
 };
 

@@ -90,34 +90,29 @@ __device__ __forceinline__ void multiply_qk(float (&acc_s)[Tile<kV>::kRowTiles][
   }
 }
 
-// P rounded to the inputs' type, as the fragments of the second product: half the registers, before loads need some.
-template <AttentionFwdVariant kV>
-__device__ __forceinline__ void round_p(u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4],
-                                        const float (&s)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4]) {
-#pragma unroll
-  for (int m = 0; m < Tile<kV>::kRowTiles; ++m)
-#pragma unroll
-    for (int kk = 0; kk < kV.tile_k / 16; ++kk)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        p[m][kk][e] = cvt_pair<kV.is_bf16>(s[m][2 * kk + e / 2][e % 2 * 2], s[m][2 * kk + e / 2][e % 2 * 2 + 1]);
-}
-
-// O += P V.
+// O += P V; P comes from acc_s, rounded to the inputs' type.
 template <AttentionFwdVariant kV>
 __device__ __forceinline__ void multiply_pv(float (&acc_o)[Tile<kV>::kRowTiles][Tile<kV>::kOutTiles][4],
-                                            const u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4], u32 v_lane) {
+                                            const float (&p)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4], u32 v_lane) {
   using T = Tile<kV>;
 #pragma unroll
   for (int kk = 0; kk < kV.tile_k / 16; ++kk) {
+    u32 a[T::kRowTiles][4];
+#pragma unroll
+    for (int m = 0; m < T::kRowTiles; ++m) {
+      a[m][0] = cvt_pair<kV.is_bf16>(p[m][2 * kk][0], p[m][2 * kk][1]);
+      a[m][1] = cvt_pair<kV.is_bf16>(p[m][2 * kk][2], p[m][2 * kk][3]);
+      a[m][2] = cvt_pair<kV.is_bf16>(p[m][2 * kk + 1][0], p[m][2 * kk + 1][1]);
+      a[m][3] = cvt_pair<kV.is_bf16>(p[m][2 * kk + 1][2], p[m][2 * kk + 1][3]);
+    }
 #pragma unroll
     for (int n = 0; n < T::kOutTiles; n += 2) {
       u32 b[4];  // columns n*8..+7: keys lower, upper; columns n*8+8..+15: keys lower, upper
       ldmatrix_x4_trans(b, v_lane + (kk * 16 * T::kPitchV + n * 8) * 2);
 #pragma unroll
       for (int m = 0; m < T::kRowTiles; ++m) {
-        mma_m16n8k16<kV.is_bf16>(acc_o[m][n], p[m][kk], b[0], b[1]);
-        mma_m16n8k16<kV.is_bf16>(acc_o[m][n + 1], p[m][kk], b[2], b[3]);
+        mma_m16n8k16<kV.is_bf16>(acc_o[m][n], a[m], b[0], b[1]);
+        mma_m16n8k16<kV.is_bf16>(acc_o[m][n + 1], a[m], b[2], b[3]);
       }
     }
   }
@@ -201,42 +196,6 @@ __device__ __forceinline__ void softmax_exact(float (&acc_s)[Tile<kV>::kRowTiles
   }
 }
 
-// What a block works on is needed before the loop over keys and after it, where K and V begin once a tile: in the loop the
-// registers are worth more. All of it waits in the padding behind the first rows of Q of each warp, 16 bytes a row.
-struct Aside {
-  BlockWork work;
-  u64 k_begin, v_begin;  // addresses of the head's first key
-};
-constexpr int kAsidePieces = sizeof(Aside) / 16, kBeginPiece = kAsidePieces - 1;
-static_assert(sizeof(Aside) % 16 == 0 && kAsidePieces <= 16);
-
-template <int kPitch>
-__device__ __forceinline__ void put_aside(const Aside& aside, u32 padding, int lane) {
-  uint4 pieces[kAsidePieces];
-  memcpy(pieces, &aside, sizeof aside);
-#pragma unroll
-  for (int i = 0; i < kAsidePieces; ++i)
-    if (lane == 0) store_shared_16(padding + i * kPitch * 2, pieces[i]);
-  __syncwarp();
-}
-
-template <int kPitch>
-__device__ __forceinline__ BlockWork work_put_aside(u32 padding) {
-  uint4 pieces[kBeginPiece];
-#pragma unroll
-  for (int i = 0; i < kBeginPiece; ++i) pieces[i] = load_shared_16(padding + i * kPitch * 2);
-  BlockWork work;
-  memcpy(&work, pieces, sizeof work);
-  __syncwarp();  // O takes this place
-  return work;
-}
-
-template <int kPitch, bool kOfV>
-__device__ __forceinline__ u64 begin_put_aside(u32 padding) {
-  const uint4 x = load_shared_16(padding + kBeginPiece * kPitch * 2);
-  return kOfV ? x.z | static_cast<u64>(x.w) << 32 : x.x | static_cast<u64>(x.y) << 32;
-}
-
 template <AttentionFwdVariant kV>
 __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
     attention_fwd_sm80(const __grid_constant__ AttentionFwdParams p) {
@@ -260,10 +219,6 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
   const u32 k_lane = (((lane / 16) * 8 + lane % 8) * T::kPitch + lane / 8 % 2 * 8) * 2;
   const u32 v_lane = (lane % 16 * T::kPitchV + lane / 16 * 8) * 2;
 
-  const u32 padding = q_base + (warp * T::kRowTiles * 16 * T::kPitch + kV.head_dim) * 2;
-  const u64 k_begin = reinterpret_cast<u64>(p.k) + first_key(p, work, p.k_stride) * 2,
-            v_begin = reinterpret_cast<u64>(p.v) + first_key(p, work, p.v_stride) * 2;
-  put_aside<T::kPitch>({work, k_begin, v_begin}, padding, lane);
   const int first = work.tile_begin, last = work.tile_end;  // key tiles [first, last), walked downward
 
   float acc_o[T::kRowTiles][T::kOutTiles][4];
@@ -282,9 +237,11 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
   }
 
   if (first < last) {
+    const KeyLoader<kV, kV.head_dim> keys(p, work, p.k, p.k_stride, p.head_dim, thread);
+    const KeyLoader<kV, kV.head_dim_v> values(p, work, p.v, p.v_stride, p.head_dim_v, thread);
     load_q<kV>(p, work, rows, q_base, thread);
-    KeyLoader<kV, kV.head_dim>(p.head_dim).template load<false>(p, work, p.k_stride, k_begin, last - 1, k_base);
-    if constexpr (kV.stages > 1) KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<false>(p, work, p.v_stride, v_begin, last - 1, v_base);
+    keys.template load<false>(p, work, p.k_stride, last - 1, k_base);
+    if constexpr (kV.stages > 1) values.template load<false>(p, work, p.v_stride, last - 1, v_base);
     cp_async_commit();
     u32 q_registers[T::kRowTiles][kV.head_dim / 16][4];
     const ScoreTerms<kV> terms(p, work, rows, warp, lane);
@@ -299,17 +256,11 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
       __syncthreads();
       if constexpr (kV.stages > 1) {
         if (tile > first) {
-          KeyLoader<kV, kV.head_dim>(p.head_dim).template load<true>(p, work, p.k_stride, begin_put_aside<T::kPitch, false>(padding), tile - 1,
-                                   k_base + next_slot * T::kBytesK);
-          KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<true>(p, work, p.v_stride, begin_put_aside<T::kPitch, true>(padding), tile - 1,
-                                     v_base + next_slot * T::kBytesV);
+          keys.template load<true>(p, work, p.k_stride, tile - 1, k_base + next_slot * T::kBytesK);
+          values.template load<true>(p, work, p.v_stride, tile - 1, v_base + next_slot * T::kBytesV);
         }
       } else {
-        const u64 begin = begin_put_aside<T::kPitch, true>(padding);
-        if (kV.gather || tile == last - 1)
-          KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<false>(p, work, p.v_stride, begin, tile, v_base);
-        else
-          KeyLoader<kV, kV.head_dim_v>(p.head_dim_v).template load<true>(p, work, p.v_stride, begin, tile, v_base);
+        values.template load<false>(p, work, p.v_stride, tile, v_base);
       }
       cp_async_commit();
       if constexpr (T::kQInRegisters) {
@@ -323,9 +274,8 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
       }
 
       const bool visible = terms.meets(tile);
-      u32 probability[T::kRowTiles][kV.tile_k / 16][4];
+      float acc_s[T::kRowTiles][T::kKeyTiles][4];
       if (visible) {
-        float acc_s[T::kRowTiles][T::kKeyTiles][4];
         bool exact = !started;
 #pragma unroll 1
         while (true) {  // once, or again where the kept maxima did not hold
@@ -340,23 +290,19 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
         }
         started = true;
         if constexpr (kV.modified) terms.drop(acc_s, tile);
-        round_p<kV>(probability, acc_s);
       }
 
       if constexpr (kV.stages == 1) {  // V has arrived; everyone is done with K, so the next may come
         cp_async_wait<0>();
         __syncthreads();
-        if (tile > first)
-          KeyLoader<kV, kV.head_dim>(p.head_dim).template load<true>(p, work, p.k_stride, begin_put_aside<T::kPitch, false>(padding), tile - 1, k_base);
+        if (tile > first) keys.template load<true>(p, work, p.k_stride, tile - 1, k_base);
         cp_async_commit();
       }
-      if (visible) multiply_pv<kV>(acc_o, probability, v_base + slot * T::kBytesV + v_lane);
+      if (visible) multiply_pv<kV>(acc_o, acc_s, v_base + slot * T::kBytesV + v_lane);
     }
   }
-  const BlockWork done = work_put_aside<T::kPitch>(padding);
-  const RowMap written(p, done);
   const u32 redo = kV.mask != kMaskNone || kV.modified ? rows_with_nan<kV>(acc_o, lane) : 0;
-  write_out<kV>(p, done, written, acc_o, state.row_max, state.row_sum, warp, lane,
+  write_out<kV>(p, work, rows, acc_o, state.row_max, state.row_sum, warp, lane,
                 q_base + warp * T::kRowTiles * 16 * T::kPitch * 2);
   if constexpr (kV.mask != kMaskNone || kV.modified) {
     if (redo == 0) return;
@@ -364,7 +310,7 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
 #pragma unroll 1
     for (u32 left = redo; left != 0; left &= left - 1) {
       const int row = warp * T::kRowTiles * 16 + __ffs(static_cast<int>(left)) - 1;
-      if (written.query(row) < done.q_len) redo_row<kV>(p, done, written.query(row), written.head(row), lane);
+      if (rows.query(row) < work.q_len) redo_row<kV>(p, work, rows.query(row), rows.head(row), lane);
     }
   }
 }

@@ -202,7 +202,10 @@ __device__ __forceinline__ void write_out(const AttentionFwdParams& p, const Blo
     const int row = warp * kRowTiles * 16 + r;
     const i32 query = rows.query(row);
     if (query >= w.q_rows || column >= p.head_dim_v) continue;
-    const uint4 x = load_shared_16(staging + (r * kPitch + column) * 2);
+    uint4 x;
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(staging + (r * kPitch + column) * 2));
     unsigned short* dst = static_cast<unsigned short*>(p.out) + w.b * p.out_stride.b + rows.head(row) * p.out_stride.h +
                           (w.q_begin + query) * p.out_stride.s + column;
     *reinterpret_cast<uint4*>(dst) = x;

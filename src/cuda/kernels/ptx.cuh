@@ -28,18 +28,6 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                : "r"(address));
 }
 
-__device__ __forceinline__ void store_shared_16(u32 to, const uint4& x) {
-  asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
-}
-__device__ __forceinline__ uint4 load_shared_16(u32 from) {
-  uint4 x;
-  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(from)
-               : "memory");
-  return x;
-}
-
 // 8x8 matrix of 16-bit elements, one row a quad of lanes, transposed across the warp.
 __device__ __forceinline__ u32 movmatrix_trans(u32 x) {
   u32 y;
@@ -53,13 +41,6 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* from) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
                : "l"(from));
-  return x;
-}
-
-// threadIdx.x, read where it is wanted rather than kept in a register.
-__device__ __forceinline__ int thread_index() {
-  int x;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
   return x;
 }
 

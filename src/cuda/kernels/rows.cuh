@@ -9,7 +9,7 @@ namespace heed::cuda {
 constexpr i64 kFar = 1ll << 60;
 
 struct BlockWork {
-  i32 idle = 0;
+  bool idle = false;
   i32 b = 0, head = 0;  // head: of kv where rows_per_query > 1, else of q
   i32 head_kv = 0;
   i32 q_len = 0, q_rows = 0;  // queries that count; queries whose rows are written
@@ -196,11 +196,11 @@ __device__ __forceinline__ BlockWork block_work(const AttentionFwdParams& p, u32
   if (p.sequence_status != nullptr && p.sequence_status[w.b] != 0) w.q_len = w.k_len = 0;
   w.row0 = static_cast<i32>(tile * kV.tile_q);
   if ((p.min_rows | p.max_rows) != 0 && !takes_sequence<kV>(p, w)) {
-    w.idle = 1;
+    w.idle = true;
     return w;
   }
   if (w.row0 >= static_cast<i64>(w.q_rows) * p.rows_per_query) {
-    w.idle = 1;
+    w.idle = true;
     return w;
   }
   u32 first_query = w.row0, last_query = w.row0 + kV.tile_q - 1;
@@ -230,12 +230,8 @@ struct RowMap {
   i32 row0, per_query, head0;
   __device__ RowMap(const AttentionFwdParams& p, const BlockWork& w)
       : row0(w.row0), per_query(p.rows_per_query), head0(p.rows_per_query > 1 ? w.head * p.rows_per_query : w.head) {}
-  __device__ __forceinline__ i32 query(i32 r) const {
-    return per_query == 1 ? row0 + r : static_cast<u32>(row0 + r) / static_cast<u32>(per_query);
-  }
-  __device__ __forceinline__ i32 head(i32 r) const {
-    return per_query == 1 ? head0 : head0 + static_cast<u32>(row0 + r) % static_cast<u32>(per_query);
-  }
+  __device__ __forceinline__ i32 query(i32 r) const { return per_query == 1 ? row0 + r : (row0 + r) / per_query; }
+  __device__ __forceinline__ i32 head(i32 r) const { return per_query == 1 ? head0 : head0 + (row0 + r) % per_query; }
 };
 
 // Copies 16 bytes to shared memory element by element: rows that are not 16-byte aligned.
@@ -255,7 +251,7 @@ __device__ __forceinline__ void load_q(const AttentionFwdParams& p, const BlockW
   const int column = thread % kChunks, first = thread / kChunks;
   if (kPerPass * kChunks != kV.warps * 32 && first >= kPerPass) return;
   const char* base = static_cast<const char*>(p.q) + (w.b * p.q_stride.b + w.q_begin * p.q_stride.s + column * 8) * 2;
-#pragma unroll 2
+#pragma unroll 4
   for (int r = first; r < kV.tile_q; r += kPerPass) {
     const i32 query = rows.query(r);
     const bool valid = query < w.q_len && column * 8 < p.head_dim;
@@ -288,21 +284,22 @@ template <AttentionFwdVariant kV, int kDim>
 struct KeyLoader {
   static constexpr int kChunks = kDim / 8, kThreads = kV.warps * 32;
   static constexpr int kPerPass = kThreads / kChunks;
+  const char* base;
   int first, column_bytes, bytes;
 
-  __device__ __forceinline__ explicit KeyLoader(i32 dim) {
-    const int thread = thread_index();
-    first = thread / kChunks, column_bytes = thread % kChunks * 16;
+  __device__ __forceinline__ KeyLoader(const AttentionFwdParams& p, const BlockWork& w, const void* data,
+                                       const Strides3& stride, i32 dim, int thread)
+      : first(thread / kChunks), column_bytes(thread % kChunks * 16) {
+    base = static_cast<const char*>(data) + first_key(p, w, stride) * 2 + column_bytes;
     bytes = column_bytes < dim * 2 ? 16 : 0;
     if (kPerPass * kChunks != kThreads && first >= kPerPass) first = kV.tile_k;
   }
 
   // gather: where this thread's piece of key j lies; `base` where there is none.
   __device__ __forceinline__ const char* gathered(const AttentionFwdParams& p, const BlockWork& w,
-                                                  const Strides3& stride, const char* base, i32 j,
-                                                  bool& valid) const {
+                                                  const Strides3& stride, i32 j, bool& valid) const {
     valid = bytes != 0 && j < w.k_len;
-    i64 row = j * stride.s * 2;
+    i64 row = j * (stride.s * 2);
     if (p.page_size > 0 && valid) {
       row = paged_row(p, w, stride, j) * 2;
       valid = row >= 0;
@@ -310,12 +307,11 @@ struct KeyLoader {
     return valid ? base + row : base;
   }
 
-  // `begin`: where the head's first key lies. kAll: every key of the tile lies before the sequence's end.
+  // kAll: every key of the tile lies before the sequence's end.
   template <bool kAll>
   __device__ __forceinline__ void load(const AttentionFwdParams& p, const BlockWork& w, const Strides3& stride,
-                                       u64 begin, int tile, u32 dst_base) const {
+                                       int tile, u32 dst_base) const {
     constexpr int kPitch = kDim + 8;
-    const char* const base = reinterpret_cast<const char*>(begin) + column_bytes;
     const u32 dst = dst_base + first * (kPitch * 2) + column_bytes;
     if constexpr (kV.gather) {
       if (!p.aligned) {
@@ -323,7 +319,7 @@ struct KeyLoader {
         for (int r0 = 0; r0 < kV.tile_k; r0 += kPerPass) {
           if (r0 + first >= kV.tile_k) return;
           bool valid;
-          const char* src = gathered(p, w, stride, base, tile * kV.tile_k + r0 + first, valid);
+          const char* src = gathered(p, w, stride, tile * kV.tile_k + r0 + first, valid);
           copy_16_unaligned(dst + r0 * (kPitch * 2), src, valid);
         }
         return;
@@ -332,13 +328,12 @@ struct KeyLoader {
       for (int r0 = 0; r0 < kV.tile_k; r0 += kPerPass) {
         if (r0 + first >= kV.tile_k) return;
         bool valid;
-        const char* src = gathered(p, w, stride, base, tile * kV.tile_k + r0 + first, valid);
+        const char* src = gathered(p, w, stride, tile * kV.tile_k + r0 + first, valid);
         cp_async_16(dst + r0 * (kPitch * 2), src, valid ? 16 : 0);
       }
     } else {
-      const i64 row_bytes = stride.s * 2;
-      const char* src = base + (static_cast<i64>(tile) * kV.tile_k + first) * row_bytes;
-#pragma unroll
+      const char* src = base + (static_cast<i64>(tile) * kV.tile_k + first) * (stride.s * 2);
+#pragma unroll(kV.mask == kMaskNone ? 4 : 64)  // what leaves d128 without spills
       for (int r0 = 0; r0 < kV.tile_k; r0 += kPerPass) {
         if ((kV.tile_k % kPerPass != 0 || kPerPass * kChunks != kThreads) && r0 + first >= kV.tile_k) return;
         const bool valid = kAll || tile * kV.tile_k + r0 + first < w.k_len;
