@@ -32,6 +32,18 @@ Configuration configuration_of(const AttentionProblem& p, const DecodeTile& tile
   return c;
 }
 
+// How many warps a block has and how many blocks share a multiprocessor: eight warps of it in all, more in flight lose
+// bandwidth (kernels/README.md). One block where that comes out even, four where blocks are soon done.
+struct Occupancy {
+  int warps, blocks_each;
+};
+Occupancy occupancy_of(const AttentionProblem& p, const DeviceFacts& facts) {
+  const int64_t blocks = p.nheads_kv * p.batch * std::max<int64_t>(1, usual_queries(p)), sms = facts.multiprocessors;
+  if (10 * blocks >= 9 * sms && blocks <= sms && p.splits == 0) return {8, 1};
+  if (usual_keys(p) <= 1024 && blocks >= 8 * sms) return {2, 4};
+  return {4, 2};
+}
+
 void finish(const AttentionProblem& p, const DecodeTile& tile, const DeviceFacts& facts, Configuration& c) {
   c.kernel = format("attention_decode_sm80 rows {} k{} d{}/{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim,
                     tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
@@ -71,11 +83,14 @@ Configurations configure_attention_decode_sm80(const AttentionProblem& p, const 
     for (Configuration& c : alone) c.max_rows = c.partial_queries = 0;
     return alone;
   }
-  constexpr int kBlocksEach = 2;  // of a multiprocessor: more in flight lose bandwidth (kernels/README.md)
-  const DecodeTile& tile = *decode_tile(p.head_dim, p.head_dim_v, usual_rows(p));
+  const Occupancy occupancy = occupancy_of(p, facts);
+  const DecodeTile& tile = *decode_tile(p.head_dim, p.head_dim_v, usual_rows(p), occupancy.warps);
   Configuration c = configuration_of(p, tile);
-  cut_keys(p, int64_t{kBlocksEach} * facts.multiprocessors, 4, c);
+  cut_keys(p, int64_t{occupancy.blocks_each} * facts.multiprocessors, 4, c);
   finish(p, tile, facts, c);
+  // Blocks take so much shared memory that no more of them fit a multiprocessor.
+  if (tile.warps < 4)
+    c.variant.shared_bytes = std::max(c.variant.shared_bytes, facts.shared_per_multiprocessor / (occupancy.blocks_each + 1));
   return {c};
 }
 

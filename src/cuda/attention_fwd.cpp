@@ -45,6 +45,14 @@ const Configuration& merged(const Configurations& configurations) {
   return configurations.front();
 }
 
+// A long page table is looked at by several blocks.
+int64_t check_slices(const AttentionProblem& p, const DeviceFacts& facts) {
+  constexpr int64_t kPagesPerBlock = 1024;
+  if (!p.paged() || p.batch == 0) return 1;
+  const int64_t most = std::max<int64_t>(1, int64_t{2} * facts.multiprocessors / p.batch);
+  return std::clamp<int64_t>(p.seqlen_k / p.page_size / kPagesPerBlock, 1, most);
+}
+
 struct WorkspaceLayout {
   int64_t status_bytes = 0, partial_out_offset = 0, partial_lse_offset = 0, bytes = 0;
   bool fits = true;
@@ -110,6 +118,7 @@ AttentionFwdParams planned_params(const AttentionProblem& p, const DeviceFacts& 
   params.aligned = row_align(p) >= 16;
   params.max_splits = c.max_splits;
   params.split_tiles = c.split_tiles;
+  params.check_slices = static_cast<i32>(check_slices(p, facts));
   params.min_rows = c.min_rows;
   params.max_rows = c.max_rows;
   params.partial_queries = c.partial_queries;
@@ -184,6 +193,24 @@ Status run_step(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
+Status clear(void* words, int64_t count, const char* what, const AttentionArgs& args) {
+  const size_t bytes = static_cast<size_t>(count) * 4;
+  const CUresult result = driver().value()->memset_d8_async(reinterpret_cast<CUdeviceptr>(words), 0, bytes,
+                                                            static_cast<CUstream>(args.stream));
+  if (result == kCudaSuccess) return {};
+  return driver_error(result, format("cuMemsetD8Async({}, 0, {} bytes)", what, bytes));
+}
+
+// Blocks that share a sequence add their findings to words that are 0.
+Status run_shared_check(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step,
+                        const AttentionArgs& args) {
+  const ContextScope scope(plan.problem.device_index);
+  HEED_RETURN_IF_ERROR(scope.status());
+  HEED_RETURN_IF_ERROR(clear(args.workspace, plan.problem.batch + 1, "workspace", args));
+  if (args.status != nullptr) HEED_RETURN_IF_ERROR(clear(args.status, plan.problem.batch, "status", args));
+  return run_step(plan, step, args);
+}
+
 Status run_check_if_asked(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step,
                           const AttentionArgs& args) {
   return args.status == nullptr ? Status() : run_step(plan, step, args);
@@ -194,11 +221,7 @@ Status run_clear_status(const Plan<AttentionProblem>& plan, const Step<Attention
   if (args.status == nullptr) return {};
   const ContextScope scope(plan.problem.device_index);
   HEED_RETURN_IF_ERROR(scope.status());
-  const size_t bytes = static_cast<size_t>(plan.problem.batch) * 4;
-  const CUresult result = driver().value()->memset_d8_async(reinterpret_cast<CUdeviceptr>(args.status), 0, bytes,
-                                                            static_cast<CUstream>(args.stream));
-  if (result == kCudaSuccess) return {};
-  return driver_error(result, format("cuMemsetD8Async(status, 0, {} bytes)", bytes));
+  return clear(args.status, plan.problem.batch, "status", args);
 }
 
 using RunStep = Status (*)(const Plan<AttentionProblem>&, const Step<AttentionProblem>&, const AttentionArgs&);
@@ -241,8 +264,9 @@ class Steps {
 
 int64_t check_blocks(const AttentionProblem& p, const DeviceFacts& facts) {
   constexpr int64_t kRowsPerBlock = 16;  // of check_sequences, rows that lie in no sequence
-  if (!p.packed_q()) return p.batch;
-  return p.batch + std::min(ceil_div(p.total_q, kRowsPerBlock), int64_t{4} * facts.multiprocessors);
+  const int64_t checking = p.batch * check_slices(p, facts);
+  if (!p.packed_q()) return checking;
+  return checking + std::min(ceil_div(p.total_q, kRowsPerBlock), int64_t{4} * facts.multiprocessors);
 }
 
 }  // namespace
@@ -353,7 +377,9 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
     const bool always = needs_check(problem);
     HEED_RETURN_IF_ERROR(steps.add(splitting, always ? "check_sequences" : "check_sequences, where status is asked for",
                                    check_sequences_variant(), check_blocks(problem, facts),
-                                   always ? run_step : run_check_if_asked));
+                                   check_slices(problem, facts) > 1 ? run_shared_check
+                                   : always                         ? run_step
+                                                                    : run_check_if_asked));
   } else if (!may_be_bad(problem) && problem.batch > 0) {
     Step<AttentionProblem> step;
     step.kernel = "status = 0, where it is asked for";
@@ -362,7 +388,9 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
   }
   for (const Configuration& c : configurations) {
     if (c.blocks == 0) continue;
-    HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.blocks, run_step));
+    // Behind check_sequences the kernel may take its places before that has ended: it waits by itself.
+    const bool overlaps = facts.major >= 9 && needs_check(problem) && &c == &configurations.front();
+    HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.blocks, run_step, overlaps));
     if (!c.split) continue;
     HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype), combine_blocks(problem, c), run_step,
                                    facts.major >= 9));

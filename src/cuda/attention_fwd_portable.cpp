@@ -16,6 +16,9 @@ Verdict check_attention_fwd_portable(const AttentionProblem& p, const DeviceFact
   if (portable_tile(p.head_dim, p.head_dim_v) == nullptr) {
     return decline(format("takes head_dim and head_dim_v up to 512, not {} and {}", p.head_dim, p.head_dim_v));
   }
+  if (p.batch_invariant && check_attention_fwd_sm80(p, facts).accepted) {  // the choice must not hang on the batch
+    return decline("with batch_invariant leaves to cuda/attention_fwd_sm80 what that takes, whatever the batch");
+  }
   return accept_if_it_fits(configure_attention_fwd_portable(p, facts), "");
 }
 

@@ -15,7 +15,8 @@ AttentionFwdFeatures features_of(const AttentionProblem& p) {
   return {.is_bf16 = p.dtype == Dtype::kBf16,
           .mask = p.mask ? kMaskElement : range ? kMaskRange : kMaskNone,
           .modified = p.softcap || p.bias() || p.alibi || p.dropout,
-          .gather = p.paged() || row_align(p) < 16};
+          // O in f32 takes P in two parts, which only gathered kernels do: the others stay lean.
+          .gather = p.paged() || row_align(p) < 16 || p.out_dtype == Dtype::kF32};
 }
 
 Configuration configuration_of(const AttentionProblem& p, AttentionFwdFeatures features, TileHeight height,

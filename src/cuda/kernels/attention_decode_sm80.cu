@@ -175,6 +175,24 @@ __device__ __forceinline__ bool exponentials(const float (&s)[kGroups][4], const
   return settled || __all_sync(0xffffffffu, fits);
 }
 
+// O^T += V^T P^T for a step of keys.
+template <AttentionFwdVariant kV, int kGroups, int kOut>
+__device__ __forceinline__ void multiply_pv(float (&acc_o)[kGroups][kOut][4], const KeyFragments<kV>& f,
+                                            const u32 (&probability)[kGroups][2]) {
+#pragma unroll
+  for (int h = 0; h < KeyFragments<kV>::kHalves; ++h)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // columns 8 g + 2 i and 8 g + 2 i + 1
+      const u32 v0 = word_of(f.v[0][h], i), v1 = word_of(f.v[1][h], i), v2 = word_of(f.v[2][h], i),
+                v3 = word_of(f.v[3][h], i);
+      const u32 a[4] = {__byte_perm(v0, v1, 0x5410), __byte_perm(v0, v1, 0x7632), __byte_perm(v2, v3, 0x5410),
+                        __byte_perm(v2, v3, 0x7632)};
+#pragma unroll
+      for (int group = 0; group < kGroups; ++group)
+        mma_m16n8k16<kV.is_bf16>(acc_o[group][h * 4 + i], a, probability[group][0], probability[group][1]);
+    }
+}
+
 // Blocks of a multiprocessor that registers have to leave room for. Two are what memory wants; without a bound Blackwell's
 // ptxas spills for the sake of a fourth.
 template <AttentionFwdVariant kV>
@@ -187,13 +205,15 @@ struct DecodeBlocks {
 };
 
 template <AttentionFwdVariant kV>
-__global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast) attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
+__global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast)
+    attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
   using F = KeyFragments<kV>;
   constexpr int kGroups = kV.tile_q / 8, kOut = F::kHalves * 4, kThreads = kV.warps * 32;
   constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
   const float kInf = __int_as_float(0x7f800000);
   extern __shared__ __align__(16) float shared[];
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
+  wait_for_primary();
   launch_dependents();
   const BlockWork w = block_work<kV>(p, blockIdx.x);
   if (w.idle) return;
@@ -279,18 +299,18 @@ __global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast) atten
         probability[group][0] = movmatrix_trans(cvt_pair<kV.is_bf16>(x[group][0], x[group][1]));
         probability[group][1] = movmatrix_trans(cvt_pair<kV.is_bf16>(x[group][2], x[group][3]));
       }
+      multiply_pv<kV>(acc_o, f, probability);
+      if (p.out_is_f32) {  // and the part of P that rounding left out: the error bound of f32 has no room for it
+        u32 rest[kGroups][2];
 #pragma unroll
-      for (int h = 0; h < F::kHalves; ++h)
+        for (int group = 0; group < kGroups; ++group)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {  // columns 8 g + 2 i and 8 g + 2 i + 1
-          const u32 v0 = word_of(f.v[0][h], i), v1 = word_of(f.v[1][h], i), v2 = word_of(f.v[2][h], i),
-                    v3 = word_of(f.v[3][h], i);
-          const u32 a[4] = {__byte_perm(v0, v1, 0x5410), __byte_perm(v0, v1, 0x7632), __byte_perm(v2, v3, 0x5410),
-                            __byte_perm(v2, v3, 0x7632)};
-#pragma unroll
-          for (int group = 0; group < kGroups; ++group)
-            mma_m16n8k16<kV.is_bf16>(acc_o[group][h * 4 + i], a, probability[group][0], probability[group][1]);
-        }
+          for (int i = 0; i < 2; ++i) {
+            const float *pair = x[group] + 2 * i;
+            rest[group][i] = movmatrix_trans(rest_of_pair<kV.is_bf16>(pair[0], pair[1], cvt_pair<kV.is_bf16>(pair[0], pair[1])));
+          }
+        multiply_pv<kV>(acc_o, f, rest);
+      }
       reader.load_v(f, next);
       reader.advance();
       reader.look_up(next + 2 * kV.warps * kStep);

@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(kPortableThreads)
   static_assert(kPerRow <= kColumns && kV.tile_q % kRowsApart == 0);
   const float kInf = __int_as_float(0x7f800000);
   extern __shared__ __align__(16) float memory[];
+  wait_for_primary();
   const PortableShared<kV> shared(memory);
   const int thread = threadIdx.x, x = thread % kColumns, y = thread / kColumns;
   const BlockWork w = block_work<kV>(p, blockIdx.x);

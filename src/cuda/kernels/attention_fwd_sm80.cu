@@ -90,29 +90,49 @@ __device__ __forceinline__ void multiply_qk(float (&acc_s)[Tile<kV>::kRowTiles][
   }
 }
 
-// O += P V; P comes from acc_s, rounded to the inputs' type.
+// P rounded to the inputs' type, as the fragments of the second product: half the registers, before loads need some.
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ void round_p(u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4],
+                                        const float (&s)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4]) {
+#pragma unroll
+  for (int m = 0; m < Tile<kV>::kRowTiles; ++m)
+#pragma unroll
+    for (int kk = 0; kk < kV.tile_k / 16; ++kk)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        p[m][kk][e] = cvt_pair<kV.is_bf16>(s[m][2 * kk + e / 2][e % 2 * 2], s[m][2 * kk + e / 2][e % 2 * 2 + 1]);
+}
+
+// The part of P that rounding left out, for O in f32, whose error bound has no room for it.
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ void rest_of_p(u32 (&rest)[Tile<kV>::kRowTiles][kV.tile_k / 16][4],
+                                          const float (&s)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4],
+                                          const u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4]) {
+#pragma unroll
+  for (int m = 0; m < Tile<kV>::kRowTiles; ++m)
+#pragma unroll
+    for (int kk = 0; kk < kV.tile_k / 16; ++kk)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        rest[m][kk][e] = rest_of_pair<kV.is_bf16>(s[m][2 * kk + e / 2][e % 2 * 2], s[m][2 * kk + e / 2][e % 2 * 2 + 1],
+                                                  p[m][kk][e]);
+}
+
+// O += P V.
 template <AttentionFwdVariant kV>
 __device__ __forceinline__ void multiply_pv(float (&acc_o)[Tile<kV>::kRowTiles][Tile<kV>::kOutTiles][4],
-                                            const float (&p)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4], u32 v_lane) {
+                                            const u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4], u32 v_lane) {
   using T = Tile<kV>;
 #pragma unroll
   for (int kk = 0; kk < kV.tile_k / 16; ++kk) {
-    u32 a[T::kRowTiles][4];
-#pragma unroll
-    for (int m = 0; m < T::kRowTiles; ++m) {
-      a[m][0] = cvt_pair<kV.is_bf16>(p[m][2 * kk][0], p[m][2 * kk][1]);
-      a[m][1] = cvt_pair<kV.is_bf16>(p[m][2 * kk][2], p[m][2 * kk][3]);
-      a[m][2] = cvt_pair<kV.is_bf16>(p[m][2 * kk + 1][0], p[m][2 * kk + 1][1]);
-      a[m][3] = cvt_pair<kV.is_bf16>(p[m][2 * kk + 1][2], p[m][2 * kk + 1][3]);
-    }
 #pragma unroll
     for (int n = 0; n < T::kOutTiles; n += 2) {
       u32 b[4];  // columns n*8..+7: keys lower, upper; columns n*8+8..+15: keys lower, upper
       ldmatrix_x4_trans(b, v_lane + (kk * 16 * T::kPitchV + n * 8) * 2);
 #pragma unroll
       for (int m = 0; m < T::kRowTiles; ++m) {
-        mma_m16n8k16<kV.is_bf16>(acc_o[m][n], a[m], b[0], b[1]);
-        mma_m16n8k16<kV.is_bf16>(acc_o[m][n + 1], a[m], b[2], b[3]);
+        mma_m16n8k16<kV.is_bf16>(acc_o[m][n], p[m][kk], b[0], b[1]);
+        mma_m16n8k16<kV.is_bf16>(acc_o[m][n + 1], p[m][kk], b[2], b[3]);
       }
     }
   }
@@ -201,13 +221,14 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
     attention_fwd_sm80(const __grid_constant__ AttentionFwdParams p) {
   using T = Tile<kV>;
   extern __shared__ __align__(16) unsigned char smem[];
+  wait_for_primary();
   const int thread = threadIdx.x, warp = uniform(thread / 32), lane = thread % 32;
 
   BlockWork work = block_work<kV>(p, blockIdx.x);
   if (work.idle) return;
   work.tile_begin = uniform(work.tile_begin), work.tile_end = uniform(work.tile_end);
-  if constexpr (kV.mask != kMaskNone) work.k_len = uniform(work.k_len);
-  if constexpr (kV.mask != kMaskNone && kV.blocks > 2)
+  if constexpr (kV.mask != kMaskNone || kV.blocks > 2) work.k_len = uniform(work.k_len);
+  if constexpr (kV.blocks > 2)
     work.q_len = uniform(work.q_len), work.q_rows = uniform(work.q_rows), work.row0 = uniform(work.row0);
   const RowMap rows(p, work);
   const float scale_log2 = kV.modified ? 1.0f : plain_scale(p);
@@ -260,7 +281,10 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
           values.template load<true>(p, work, p.v_stride, tile - 1, v_base + next_slot * T::kBytesV);
         }
       } else {
-        values.template load<false>(p, work, p.v_stride, tile, v_base);
+        if (kV.gather || tile == last - 1)
+          values.template load<false>(p, work, p.v_stride, tile, v_base);
+        else
+          values.template load<true>(p, work, p.v_stride, tile, v_base);
       }
       cp_async_commit();
       if constexpr (T::kQInRegisters) {
@@ -274,8 +298,9 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
       }
 
       const bool visible = terms.meets(tile);
-      float acc_s[T::kRowTiles][T::kKeyTiles][4];
+      u32 probability[T::kRowTiles][kV.tile_k / 16][4], rest[T::kRowTiles][kV.tile_k / 16][4];
       if (visible) {
+        float acc_s[T::kRowTiles][T::kKeyTiles][4];
         bool exact = !started;
 #pragma unroll 1
         while (true) {  // once, or again where the kept maxima did not hold
@@ -290,6 +315,8 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
         }
         started = true;
         if constexpr (kV.modified) terms.drop(acc_s, tile);
+        round_p<kV>(probability, acc_s);
+        if (kV.gather && p.out_is_f32) rest_of_p<kV>(rest, acc_s, probability);
       }
 
       if constexpr (kV.stages == 1) {  // V has arrived; everyone is done with K, so the next may come
@@ -298,7 +325,8 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
         if (tile > first) keys.template load<true>(p, work, p.k_stride, tile - 1, k_base);
         cp_async_commit();
       }
-      if (visible) multiply_pv<kV>(acc_o, acc_s, v_base + slot * T::kBytesV + v_lane);
+      if (visible) multiply_pv<kV>(acc_o, probability, v_base + slot * T::kBytesV + v_lane);
+      if (kV.gather && p.out_is_f32 && visible) multiply_pv<kV>(acc_o, rest, v_base + slot * T::kBytesV + v_lane);
     }
   }
   const u32 redo = kV.mask != kMaskNone || kV.modified ? rows_with_nan<kV>(acc_o, lane) : 0;

@@ -1,7 +1,7 @@
 // Looks at the data that the host never saw, once, before attention runs: lengths, offsets, page tables.
 //
-// Blocks 0 .. batch - 1, one a sequence: status bits to sequence_status[b] and, where given, status[b]; block 0 also whether
-// cu_seqlens_q is out of order, to sequence_status[batch]. Blocks from batch on, packed queries only: rows that lie in no
+// Blocks 0 .. batch * check_slices - 1, check_slices a sequence, each for a part of its pages: status bits to sequence_status[b] and, where given, status[b]; block 0 also whether
+// cu_seqlens_q is out of order, to sequence_status[batch]. Later blocks, packed queries only: rows that lie in no
 // sequence's rows are written as 0 and -inf (split: marked as padding for combine).
 //
 // Needed for pages, packed queries and wherever status is asked for; attention kernels then read sequence_status.
@@ -34,7 +34,7 @@ __device__ __forceinline__ bool overlaps(const AttentionFwdParams& p, i32 b, int
   return __syncthreads_or(bad) != 0;
 }
 
-__device__ __forceinline__ void check_sequence(const AttentionFwdParams& p, i32 b, int threads) {
+__device__ __forceinline__ void check_sequence(const AttentionFwdParams& p, i32 b, i32 slice, int threads) {
   BlockWork w;
   w.b = b;
   i32 bad = locate_sequence(p, w);
@@ -44,13 +44,18 @@ __device__ __forceinline__ void check_sequence(const AttentionFwdParams& p, i32 
     const i64 first = w.k_begin / p.page_size, last = (w.k_begin + w.k_len - 1) / p.page_size;
     bool outside = false;
 #pragma unroll 8
-    for (i64 page = first + threadIdx.x; page <= last; page += threads) {
+    for (i64 page = first + slice * threads + threadIdx.x; page <= last; page += p.check_slices * threads) {
       const i32 id = pages[page * p.page_table_step];
       outside = outside || id < 0 || id >= p.num_pages;
     }
     if (__syncthreads_or(outside) != 0) bad |= kStatusPage;
   }
   if (threadIdx.x != 0) return;
+  if (p.check_slices > 1) {
+    if (bad != 0 && p.sequence_status != nullptr) atomicOr(p.sequence_status + b, bad);
+    if (bad != 0 && p.status != nullptr) atomicOr(p.status + b, bad);
+    return;
+  }
   if (p.sequence_status != nullptr) p.sequence_status[b] = bad;
   if (p.status != nullptr) p.status[b] = bad;
 }
@@ -82,8 +87,11 @@ __device__ __forceinline__ void clear_packed_row(const AttentionFwdParams& p, i6
 template <CheckSequencesVariant kV>
 __global__ void __launch_bounds__(kV.threads) check_sequences(const __grid_constant__ AttentionFwdParams p) {
   constexpr int kLanes = 16, kRows = kV.threads / kLanes;
-  if (blockIdx.x < p.batch) {
-    check_sequence(p, static_cast<i32>(blockIdx.x), kV.threads);
+  launch_dependents();
+  const i64 checking = p.batch * p.check_slices;
+  if (blockIdx.x < checking) {
+    const u32 slices = p.check_slices;
+    check_sequence(p, static_cast<i32>(blockIdx.x / slices), static_cast<i32>(blockIdx.x % slices), kV.threads);
     if (blockIdx.x == 0 && p.cu_seqlens_q != nullptr) {
       const bool bad = out_of_order(p, p.batch + 1, kV.threads);
       if (threadIdx.x == 0 && p.sequence_status != nullptr) p.sequence_status[p.batch] = bad;
@@ -92,8 +100,8 @@ __global__ void __launch_bounds__(kV.threads) check_sequences(const __grid_const
   }
   // Attention runs after this and writes every row of the sequences it finds, so clearing too much does no harm.
   const bool bad = p.batch == 0 || out_of_order(p, p.batch + 1, kV.threads);
-  const i64 step = static_cast<i64>(gridDim.x - p.batch) * kRows;
-  for (i64 row = (blockIdx.x - p.batch) * kRows + threadIdx.x / kLanes; row < p.total_q; row += step)
+  const i64 step = static_cast<i64>(gridDim.x - checking) * kRows;
+  for (i64 row = (blockIdx.x - checking) * kRows + threadIdx.x / kLanes; row < p.total_q; row += step)
     if (bad || !row_is_owned(p, row)) clear_packed_row(p, row, threadIdx.x % kLanes, kLanes);
 }
 

@@ -47,14 +47,15 @@ struct AppendWork {
   i64 rows = 0;  // of q_out, to be written whatever the status
 };
 
-__device__ __forceinline__ AppendWork append_work(const KvAppendParams& p, i32 b) {
+// overlaps: the sequence's queries start before a sequence in front of it ends.
+__device__ __forceinline__ AppendWork append_work(const KvAppendParams& p, i32 b, bool overlaps) {
   AppendWork w;
   w.b = b;
   if (p.q != nullptr) {
     w.num_rows = p.seqlen_q;
     if (p.cu_seqlens_q != nullptr) {
       const i64 begin = p.cu_seqlens_q[b], end = p.cu_seqlens_q[b + 1];
-      const bool good = begin >= 0 && end >= begin && end <= p.total_q;
+      const bool good = begin >= 0 && end >= begin && end <= p.total_q && !overlaps;
       w.first_row = good ? begin : 0, w.num_rows = good ? end - begin : 0;
       if (!good) w.status |= kStatusLengthQ;
     }
@@ -129,6 +130,33 @@ __device__ __forceinline__ void turn_row(const KvAppendParams& p, const void* fr
   for (i32 d = p.rotary_dim + lane; d < p.head_dim; d += lanes) copy_value<kElement>(from, from_at + d, to, to_at + d);
 }
 
+// Packed queries: whether some entry of cu_seqlens_q is negative, above the total or below one before it; and whether
+// sequence b starts before a sequence in front of it ends. The same in all threads.
+__device__ __forceinline__ bool out_of_order(const KvAppendParams& p, i32 b, int threads, bool& overlaps) {
+  overlaps = false;
+  if (p.cu_seqlens_q == nullptr) return false;
+  const i32 begin = p.cu_seqlens_q[b];
+  bool bad = false, late = false;
+  for (i64 i = threadIdx.x; i <= p.batch; i += threads) {
+    const i32 x = p.cu_seqlens_q[i];
+    bad = bad || x < 0 || x > p.total_q || (i > 0 && x < p.cu_seqlens_q[i - 1]);
+    late = late || (i < b && x > begin && x <= p.total_q);
+  }
+  overlaps = __syncthreads_or(late) != 0;
+  return __syncthreads_or(bad) != 0;
+}
+
+// Offsets out of order: whether a sequence whose queries are turned holds the row.
+__device__ __forceinline__ bool row_is_owned(const KvAppendParams& p, i64 row) {
+  i64 end_before = 0;
+  for (i64 b = 0; b < p.batch; ++b) {
+    const i64 begin = p.cu_seqlens_q[b], end = p.cu_seqlens_q[b + 1];
+    if (begin >= end_before && begin <= row && row < end && end <= p.total_q) return true;
+    if (begin <= p.total_q) end_before = max(end_before, begin);
+  }
+  return false;
+}
+
 // Rows of q_out that lie between this sequence and the one before it, and after the last one.
 template <int kElement>
 __device__ __forceinline__ void clear_gap(const KvAppendParams& p, i64 begin, i64 end, i32 group, i32 groups, int lane,
@@ -149,7 +177,10 @@ __global__ void __launch_bounds__(kV.threads) kv_append(const __grid_constant__ 
     clear_gap<kV.element>(p, 0, p.total_q, group, groups, lane, kLanes);
     return;
   }
-  AppendWork w = append_work(p, static_cast<i32>(blockIdx.x / p.slices));
+  const i32 b = static_cast<i32>(blockIdx.x / p.slices);
+  bool overlaps;
+  const bool disorder = out_of_order(p, b, kV.threads, overlaps);
+  AppendWork w = append_work(p, b, overlaps);
   if (page_outside(p, w, kV.threads)) w.status |= kStatusPage;
   if (p.status != nullptr && slice == 0 && threadIdx.x == 0) p.status[w.b] = w.status;
 
@@ -177,6 +208,12 @@ __global__ void __launch_bounds__(kV.threads) kv_append(const __grid_constant__ 
     }
   }
   if (p.cu_seqlens_q == nullptr) return;
+  if (disorder) {
+    if (w.b != 0) return;
+    for (i64 row = group; row < p.total_q; row += groups)
+      if (!row_is_owned(p, row)) clear_gap<kV.element>(p, row, row + 1, 0, 1, lane, kLanes);
+    return;
+  }
   if (w.b == 0)
     clear_gap<kV.element>(p, 0, min(max(0ll, static_cast<i64>(p.cu_seqlens_q[0])), p.total_q), group, groups, lane,
                           kLanes);

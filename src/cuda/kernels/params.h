@@ -114,6 +114,7 @@ struct AttentionFwdParams {
   i64 min_rows, max_rows;
   // Rows of partials are (sequence, query), so many queries a sequence; 0: batch * seqlen_q, packed total_q.
   i64 partial_queries;
+  i32 check_slices;  // blocks of check_sequences that share a sequence's pages; above 1 all status words start as 0
 };
 
 struct KvAppendParams {

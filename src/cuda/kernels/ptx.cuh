@@ -108,4 +108,11 @@ __device__ __forceinline__ float cvt_to_float(unsigned short bits) {
   return y;
 }
 
+// What rounding to 16 bits left of two numbers, in 16 bits: rounded pair and rest are the numbers to some 2^-17.
+template <bool kIsBf16>
+__device__ __forceinline__ u32 rest_of_pair(float x, float y, u32 rounded) {
+  return cvt_pair<kIsBf16>(x - cvt_to_float<kIsBf16>(static_cast<unsigned short>(rounded)),
+                           y - cvt_to_float<kIsBf16>(static_cast<unsigned short>(rounded >> 16)));
+}
+
 }  // namespace heed::cuda

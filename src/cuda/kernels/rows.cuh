@@ -25,7 +25,8 @@ struct KeyRange {
   i64 lo, hi;
 };
 
-// Keys that causal, window, chunk and length leave to a query at position pos: lo <= j < hi.
+// Keys that causal, window, chunk and length leave to a query at position pos: lo <= j < hi. Neither bound falls from one
+// query to the next, so a tile's keys lie between its first query's lo and its last one's hi.
 __device__ __forceinline__ KeyRange visible_keys(const AttentionFwdParams& p, i64 k_len, i64 pos) {
   i64 lo = 0, hi = k_len;
   if (p.window_left >= 0) lo = max(lo, pos - min(p.window_left, kFar));
@@ -33,8 +34,10 @@ __device__ __forceinline__ KeyRange visible_keys(const AttentionFwdParams& p, i6
   if (p.chunk > 0) {
     const i64 c = min(p.chunk, kFar);
     const i64 floor = pos >= 0 ? pos / c : -((c - 1 - pos) / c);
-    if (floor < 0 || floor > k_len / c) {
-      hi = floor < 0 ? 0 : lo;
+    if (floor < 0) {
+      hi = 0;
+    } else if (floor > k_len / c) {
+      lo = hi = k_len;
     } else {
       lo = max(lo, floor * c);
       hi = min(hi, floor * c + c);
@@ -230,8 +233,12 @@ struct RowMap {
   i32 row0, per_query, head0;
   __device__ RowMap(const AttentionFwdParams& p, const BlockWork& w)
       : row0(w.row0), per_query(p.rows_per_query), head0(p.rows_per_query > 1 ? w.head * p.rows_per_query : w.head) {}
-  __device__ __forceinline__ i32 query(i32 r) const { return per_query == 1 ? row0 + r : (row0 + r) / per_query; }
-  __device__ __forceinline__ i32 head(i32 r) const { return per_query == 1 ? head0 : head0 + (row0 + r) % per_query; }
+  __device__ __forceinline__ i32 query(i32 r) const {
+    return per_query == 1 ? row0 + r : static_cast<u32>(row0 + r) / static_cast<u32>(per_query);
+  }
+  __device__ __forceinline__ i32 head(i32 r) const {
+    return per_query == 1 ? head0 : head0 + static_cast<u32>(row0 + r) % static_cast<u32>(per_query);
+  }
 };
 
 // Copies 16 bytes to shared memory element by element: rows that are not 16-byte aligned.
@@ -251,10 +258,22 @@ __device__ __forceinline__ void load_q(const AttentionFwdParams& p, const BlockW
   const int column = thread % kChunks, first = thread / kChunks;
   if (kPerPass * kChunks != kV.warps * 32 && first >= kPerPass) return;
   const char* base = static_cast<const char*>(p.q) + (w.b * p.q_stride.b + w.q_begin * p.q_stride.s + column * 8) * 2;
+  const bool in_dim = column * 8 < p.head_dim;
+  if (rows.per_query == 1 && (!kV.gather || p.aligned)) {  // a stride a row: nothing to divide
+    const i64 step = kPerPass * p.q_stride.s * 2;
+    const char* src = base + (rows.head0 * p.q_stride.h + (rows.row0 + first) * p.q_stride.s) * 2;
 #pragma unroll 4
+    for (int r = first; r < kV.tile_q; r += kPerPass) {
+      const bool valid = in_dim && rows.row0 + r < w.q_len;
+      cp_async_16(q_base + (r * kPitch + column * 8) * 2, valid ? src : static_cast<const char*>(p.q), valid ? 16 : 0);
+      src += step;
+    }
+    return;
+  }
+#pragma unroll 1
   for (int r = first; r < kV.tile_q; r += kPerPass) {
     const i32 query = rows.query(r);
-    const bool valid = query < w.q_len && column * 8 < p.head_dim;
+    const bool valid = in_dim && query < w.q_len;
     const char* src =
         valid ? base + (rows.head(r) * p.q_stride.h + query * p.q_stride.s) * 2 : static_cast<const char*>(p.q);
     const u32 dst = q_base + (r * kPitch + column * 8) * 2;
