@@ -37,6 +37,9 @@ struct Tile {
   static constexpr int kRoomForQ = kV.blocks > 2 ? 120 : 168;
 #endif
   static constexpr bool kQInRegisters = kRowTiles * (kV.head_dim / 4 + kV.head_dim_v / 2 + kV.tile_k / 2) <= kRoomForQ;
+  // P is half the registers when the next loads are issued. Under masks (4k keys causal at d128: 295 against 316 TFLOP/s)
+  // only where registers are short.
+  static constexpr bool kRoundEarly = kV.mask == kMaskNone || kV.gather || kV.blocks > 2;
   // Blocks that the register budget leaves room for, with some 48 registers for addresses and bounds; more where terms,
   // page look-ups or, before Hopper, masks would spill.
 #if __CUDA_ARCH__ >= 900
@@ -90,17 +93,15 @@ __device__ __forceinline__ void multiply_qk(float (&acc_s)[Tile<kV>::kRowTiles][
   }
 }
 
-// P rounded to the inputs' type, as the fragments of the second product: half the registers, before loads need some.
+// Keys kk * 16 to kk * 16 + 15 of P rounded to the inputs' type, as fragments of the second product.
 template <AttentionFwdVariant kV>
 __device__ __forceinline__ void round_p(u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4],
-                                        const float (&s)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4]) {
+                                        const float (&s)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4], int kk) {
 #pragma unroll
   for (int m = 0; m < Tile<kV>::kRowTiles; ++m)
 #pragma unroll
-    for (int kk = 0; kk < kV.tile_k / 16; ++kk)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        p[m][kk][e] = cvt_pair<kV.is_bf16>(s[m][2 * kk + e / 2][e % 2 * 2], s[m][2 * kk + e / 2][e % 2 * 2 + 1]);
+    for (int e = 0; e < 4; ++e)
+      p[m][kk][e] = cvt_pair<kV.is_bf16>(s[m][2 * kk + e / 2][e % 2 * 2], s[m][2 * kk + e / 2][e % 2 * 2 + 1]);
 }
 
 // The part of P that rounding left out, for O in f32, whose error bound has no room for it.
@@ -118,13 +119,15 @@ __device__ __forceinline__ void rest_of_p(u32 (&rest)[Tile<kV>::kRowTiles][kV.ti
                                                   p[m][kk][e]);
 }
 
-// O += P V.
-template <AttentionFwdVariant kV>
+// O += P V. kRound: P comes from s, a step of keys at a time.
+template <AttentionFwdVariant kV, bool kRound>
 __device__ __forceinline__ void multiply_pv(float (&acc_o)[Tile<kV>::kRowTiles][Tile<kV>::kOutTiles][4],
-                                            const u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4], u32 v_lane) {
+                                            u32 (&p)[Tile<kV>::kRowTiles][kV.tile_k / 16][4],
+                                            const float (&s)[Tile<kV>::kRowTiles][Tile<kV>::kKeyTiles][4], u32 v_lane) {
   using T = Tile<kV>;
 #pragma unroll
   for (int kk = 0; kk < kV.tile_k / 16; ++kk) {
+    if constexpr (kRound) round_p<kV>(p, s, kk);
 #pragma unroll
     for (int n = 0; n < T::kOutTiles; n += 2) {
       u32 b[4];  // columns n*8..+7: keys lower, upper; columns n*8+8..+15: keys lower, upper
@@ -299,8 +302,8 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
 
       const bool visible = terms.meets(tile);
       u32 probability[T::kRowTiles][kV.tile_k / 16][4], rest[T::kRowTiles][kV.tile_k / 16][4];
+      float acc_s[T::kRowTiles][T::kKeyTiles][4];
       if (visible) {
-        float acc_s[T::kRowTiles][T::kKeyTiles][4];
         bool exact = !started;
 #pragma unroll 1
         while (true) {  // once, or again where the kept maxima did not hold
@@ -315,7 +318,10 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
         }
         started = true;
         if constexpr (kV.modified) terms.drop(acc_s, tile);
-        round_p<kV>(probability, acc_s);
+        if constexpr (T::kRoundEarly) {
+#pragma unroll
+          for (int kk = 0; kk < kV.tile_k / 16; ++kk) round_p<kV>(probability, acc_s, kk);
+        }
         if (kV.gather && p.out_is_f32) rest_of_p<kV>(rest, acc_s, probability);
       }
 
@@ -325,8 +331,9 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
         if (tile > first) keys.template load<true>(p, work, p.k_stride, tile - 1, k_base);
         cp_async_commit();
       }
-      if (visible) multiply_pv<kV>(acc_o, probability, v_base + slot * T::kBytesV + v_lane);
-      if (kV.gather && p.out_is_f32 && visible) multiply_pv<kV>(acc_o, rest, v_base + slot * T::kBytesV + v_lane);
+      const u32 v_here = v_base + slot * T::kBytesV + v_lane;
+      if (visible) multiply_pv<kV, !T::kRoundEarly>(acc_o, probability, acc_s, v_here);
+      if (kV.gather && p.out_is_f32 && visible) multiply_pv<kV, false>(acc_o, rest, acc_s, v_here);
     }
   }
   const u32 redo = kV.mask != kMaskNone || kV.modified ? rows_with_nan<kV>(acc_o, lane) : 0;
