@@ -96,7 +96,8 @@ def layouts_of(layout, layout_kv, cu_seqlens_q, cu_seqlens_k, page_table):
 def refuse_descales(q_descale, k_descale, v_descale):
     for name, value in (("q_descale", q_descale), ("k_descale", k_descale), ("v_descale", v_descale)):
         if value is not None:
-            raise NotSupported(f"{name}: is for inputs of float8, which no backend takes; the nearest is bfloat16 without it")
+            raise NotSupported(
+                f"{name}: is for inputs of float8, which no backend takes; the nearest is bfloat16 without it")
 
 
 def wants_f32(out_dtype, q):
@@ -122,10 +123,11 @@ def check_ndims(q, v, layout):
     """What making the outputs needs; the library checks the rest."""
     for name, array in (("q", q), ("v", v)):
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-            raise InvalidArgument(f"{name} is of type {type(array).__name__}: must be an array of NumPy, PyTorch, CuPy, "
-                                  "JAX or another library with DLPack")
+            raise InvalidArgument(f"{name} is of type {type(array).__name__}: must be an array of NumPy, PyTorch, "
+                                  "CuPy, JAX or another library with DLPack")
     if len(q.shape) != (3 if layout == "thd" else 4) or len(v.shape) == 0:
-        wanted = {"bshd": "4, [batch, seqlen_q, nheads_q, head_dim]", "bhsd": "4, [batch, nheads_q, seqlen_q, head_dim]",
+        wanted = {"bshd": "4, [batch, seqlen_q, nheads_q, head_dim]",
+                  "bhsd": "4, [batch, nheads_q, seqlen_q, head_dim]",
                   "thd": "3, [total_q, nheads_q, head_dim]"}
         name, array = ("v", v) if len(v.shape) == 0 else ("q", q)
         raise InvalidArgument(f"{name}.ndim = {len(array.shape)}: must be {wanted.get(layout, 4)}")
@@ -140,29 +142,30 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, sof
     """Exact attention: softmax(softmax_scale q k^T + ...) v over arrays as they lie in memory, without a copy.
 
     q [batch, seqlen_q, nheads_q, head_dim], k [batch, seqlen_k, nheads_kv, head_dim] and v [batch, seqlen_k, nheads_kv,
-    head_dim_v] are arrays of one library on one device: NumPy (bfloat16 of ml_dtypes too), PyTorch, CuPy, JAX or anything
-    with DLPack; float32, float16 or bfloat16, any strides with the last one 1. The result is [batch, seqlen_q, nheads_q,
-    head_dim_v], a new array of the same library, in q's dtype; on a GPU it is ready on the library's current stream.
-    Torch tensors that require a gradient get one. nheads_q is a multiple of nheads_kv.
+    head_dim_v] are arrays of one library on one device: NumPy (bfloat16 of ml_dtypes too), PyTorch, CuPy, JAX or
+    anything with DLPack; float32, float16 or bfloat16, any strides with the last one 1. The result is [batch, seqlen_q,
+    nheads_q, head_dim_v], a new array of the same library, in q's dtype; on a GPU it is ready on the library's current
+    stream. Torch tensors that require a gradient get one. nheads_q is a multiple of nheads_kv.
 
     causal: key j is seen by query i iff j <= i + offset. window: (left, right) keys around it, inclusive, -1 unbounded.
     q_offset: None (bottom right: seqlen_k - seqlen_q), "top" (0) or a number. chunk: only keys of the same chunk.
     softmax_scale: None is 1/sqrt(head_dim). softcap: 0 is off. bias: added to the scores, [batch|1, nheads_q|1,
     seqlen_q|1, seqlen_k|1], float32 or q's dtype. mask: the same shape, bool, true where a query may attend.
-    alibi_slopes: float32 [nheads_q] or [batch, nheads_q]. sinks: float32 [nheads_q], one more logit each.
-    dropout_p: with seed None drawn (torch: from its generator, else from `random`), a number, (seed, offset), or int64 [2].
+    alibi_slopes: float32 [nheads_q] or [batch, nheads_q]. sinks: float32 [nheads_q], one more logit each. dropout_p:
+    with seed None drawn (torch: from its generator, else from `random`), a number, (seed, offset), or int64 [2].
     layout: "bshd", "bhsd" (heads first) or "thd" (packed, with cu_seqlens_q and cu_seqlens_k int32 [batch + 1], which
-    imply it); layout_kv where k and v lie otherwise. seqused_q, seqused_k, leftpad: int32 [batch], lengths in use and keys
-    to skip. page_table: int32 [batch, max_pages], k and v then [num_pages, page_size, nheads_kv, head_dim];
+    imply it); layout_kv where k and v lie otherwise. seqused_q, seqused_k, leftpad: int32 [batch], lengths in use and
+    keys to skip. page_table: int32 [batch, max_pages], k and v then [num_pages, page_size, nheads_kv, head_dim];
     cache_batch_idx: int32 [batch], the row of k and v that a sequence reads. max_seqlen_q, max_seqlen_k: hints.
     num_splits: 0 is chosen. out: where the result goes. out_dtype: float32 or q's. return_lse: (out, lse), float32
-    [batch, nheads_q, seqlen_q] (packed [nheads_q, total_q]), natural logarithms. backend: one of heed.info()'s, that one
-    or an error. deterministic, batch_invariant: promises about bits. validate: None reads the lengths and pages before the
-    run where there is a page_table, outside graph capture; on a GPU that waits. num_threads: of the CPU, 0 is all.
-    status: int32 [batch], receives what was wrong with a sequence's data.
+    [batch, nheads_q, seqlen_q] (packed [nheads_q, total_q]), natural logarithms. backend: one of heed.info()'s, that
+    one or an error. deterministic, batch_invariant: promises about bits. validate: None reads the lengths and pages
+    before the run where there is a page_table, outside graph capture; on a GPU that waits. num_threads: of the CPU, 0
+    is all. status: int32 [batch], receives what was wrong with a sequence's data.
 
-    Raises InvalidArgument (a ValueError), NotSupported (a NotImplementedError), NotFound (a LookupError), OutOfMemory (a
-    MemoryError); all are heed.Error, a RuntimeError. q_descale, k_descale and v_descale are not supported by any backend.
+    Raises InvalidArgument (a ValueError), NotSupported (a NotImplementedError), NotFound (a LookupError), OutOfMemory
+    (a MemoryError); all are heed.Error, a RuntimeError. q_descale, k_descale and v_descale are not supported by any
+    backend.
     """
     framework = framework_of(q)
     if framework.is_torch and framework.needs_op(q, k, v, bias, sinks, alibi_slopes):
@@ -186,7 +189,8 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, sof
         seed_array, words = seed_of(framework, q, seed)
         made = numbers_of.__wrapped__  # a seed is seldom met again
     numbers = made(causal, tuple(window) if isinstance(window, list) else window,
-                   None if softmax_scale is None else _real("softmax_scale", softmax_scale, "finite"), softcap, dropout_p,
+                   None if softmax_scale is None else _real(
+                       "softmax_scale", softmax_scale, "finite"), softcap, dropout_p,
                    layout_q, layout_kv, q_offset, chunk, max_seqlen_q, max_seqlen_k, num_splits, deterministic,
                    batch_invariant, num_threads, *words)
     if getattr(q, "ndim", 0) != (3 if layout_q == "thd" else 4) or getattr(v, "ndim", 0) == 0:
@@ -262,8 +266,8 @@ def kv_append(k_new, v_new, k_cache, v_cache, cache_seqlens, *, q=None, q_out=No
 
     k_new [batch, seqlen_new, nheads_kv, head_dim], v_new likewise (both None: only turn q); k_cache [rows, seqlen_k,
     nheads_kv, head_dim], or with page_table int32 [batch, max_pages] pages [num_pages, page_size, nheads_kv, head_dim];
-    cache_seqlens int32 [batch]: keys before this call. The new ones go to cache_seqlens + t; cache_seqlens stays as it is.
-    q [batch, seqlen_q, nheads_q, head_dim] gives q_out (made where it is None; it may be q). rotary_cos, rotary_sin
+    cache_seqlens int32 [batch]: keys before this call. The new ones go to cache_seqlens + t; cache_seqlens stays as it
+    is. q [batch, seqlen_q, nheads_q, head_dim] gives q_out (made where it is None; it may be q). rotary_cos, rotary_sin
     [n, rotary_dim/2], float32 or the cache's dtype; rotary_interleaved: pairs (2r, 2r + 1), else halves.
     q_per_position: query i turns at the first new position + i (causal, windows), else all at the first.
     rotary_seqlens: int32 [batch], first positions other than cache_seqlens. leftpad, cache_batch_idx: int32 [batch].

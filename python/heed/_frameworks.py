@@ -76,8 +76,8 @@ class Jax(NumPy):
     def empty(like, shape, f32):
         import numpy
         if next(iter(like.devices())).platform != "cpu":
-            raise NotSupported("q is a JAX array on a GPU: heed.attention takes JAX arrays on the CPU; heed.jax.attention "
-                               "takes them anywhere, under jax.jit too")
+            raise NotSupported("q is a JAX array on a GPU: heed.attention takes JAX arrays on the CPU; "
+                               "heed.jax.attention takes them anywhere, under jax.jit too")
         return numpy.empty(shape, numpy.float32 if f32 else like.dtype)
 
     @staticmethod

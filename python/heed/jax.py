@@ -19,8 +19,8 @@ from ._core import Error, InvalidArgument, NotSupported
 __all__ = ["attention"]
 
 _TARGET = "heed_attention"
-_NUMBERS = ("pass_", "layout_q", "layout_kv", "causal", "offset_kind", "q_offset", "window_left", "window_right", "chunk",
-            "max_seqlen_q", "max_seqlen_k", "num_splits", "deterministic", "batch_invariant", "num_threads")
+_NUMBERS = ("pass_", "layout_q", "layout_kv", "causal", "offset_kind", "q_offset", "window_left", "window_right",
+            "chunk", "max_seqlen_q", "max_seqlen_k", "num_splits", "deterministic", "batch_invariant", "num_threads")
 _PLACES = {name: place for place, name in enumerate(_core.ATTENTION_TENSORS)}
 _INPUTS = _core.ATTENTION_TENSORS[:14]
 _DIFFERENTIABLE = ("q", "k", "v", "bias", "sinks", "alibi_slopes")
@@ -32,11 +32,13 @@ def _register():
     file = pathlib.Path(__file__).with_name("_jax.so")
     if not file.exists():
         raise NotSupported("heed.jax: this heed was built where jaxlib was not installed; the nearest is a build with "
-                           "jaxlib (pip install --no-build-isolation .), or heed.attention, which takes JAX arrays on the CPU")
+                           "jaxlib (pip install --no-build-isolation .), or heed.attention, which takes JAX arrays on "
+                           "the CPU")
     library = ctypes.CDLL(str(file))
     for platform in ("cpu", "cuda"):
         handler = getattr(library, f"heed_jax_attention_{platform}")
-        jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(handler), platform="CUDA" if platform == "cuda" else "cpu")
+        jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(
+            handler), platform="CUDA" if platform == "cuda" else "cpu")
 
 
 def _problem(numbers, tensors):
@@ -116,8 +118,8 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 def _seed_words(seed):
     if seed is None:
-        raise InvalidArgument("seed = None: must be given with dropout_p > 0; JAX draws from keys: a jax.random key, a whole "
-                              "number, a pair (seed, offset) or uint32 [4]")
+        raise InvalidArgument("seed = None: must be given with dropout_p > 0; JAX draws from keys: a jax.random key, a "
+                              "whole number, a pair (seed, offset) or uint32 [4]")
     if isinstance(seed, int) or isinstance(seed, tuple) and len(seed) == 2:
         seed, offset = seed if isinstance(seed, tuple) else (seed, 0)
         return jnp.array(np.array([word % 2**64 for word in (_whole("seed", seed), _whole("seed", offset))],
@@ -125,21 +127,21 @@ def _seed_words(seed):
     if jnp.issubdtype(seed.dtype, jax.dtypes.prng_key) or seed.shape == (2,) and seed.dtype == jnp.uint32:
         return jax.random.bits(seed, (4,), jnp.uint32)
     if seed.shape != (4,) or seed.dtype != jnp.uint32:
-        raise InvalidArgument(f"seed: {seed.dtype} {list(seed.shape)}: must be a jax.random key, a whole number, a pair "
-                              "(seed, offset) or uint32 [4]")
+        raise InvalidArgument(f"seed: {seed.dtype} {list(seed.shape)}: must be a jax.random key, a whole number, a "
+                              "pair (seed, offset) or uint32 [4]")
     return seed
 
 
 def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, softcap=0.0, bias=None, mask=None,
               alibi_slopes=None, sinks=None, dropout_p=0.0, seed=None, cu_seqlens_q=None, cu_seqlens_k=None,
-              seqused_q=None, seqused_k=None, page_table=None, layout="bshd", num_splits=0, return_lse=False, backend=None,
-              layout_kv=None, q_offset=None, chunk=0, leftpad=None, cache_batch_idx=None, max_seqlen_q=0, max_seqlen_k=0,
-              out_dtype=None, q_descale=None, k_descale=None, v_descale=None, deterministic=False, batch_invariant=False,
-              num_threads=0):
-    """heed.attention for JAX arrays, inside jax.jit or outside, with gradients for q, k, v, bias, sinks, alibi_slopes and
-    through lse where a backward implementation exists. Options are static. The seed of dropout is a jax.random key (or a
-    whole number, a pair, uint32 [4]) and has to be given. Lengths and pages are never read on the host: bad data gives 0
-    for its sequence. jax.vmap calls it once an element.
+              seqused_q=None, seqused_k=None, page_table=None, layout="bshd", num_splits=0, return_lse=False,
+              backend=None, layout_kv=None, q_offset=None, chunk=0, leftpad=None, cache_batch_idx=None, max_seqlen_q=0,
+              max_seqlen_k=0, out_dtype=None, q_descale=None, k_descale=None, v_descale=None, deterministic=False,
+              batch_invariant=False, num_threads=0):
+    """heed.attention for JAX arrays, inside jax.jit or outside, with gradients for q, k, v, bias, sinks, alibi_slopes
+    and through lse where a backward implementation exists. Options are static. The seed of dropout is a jax.random key
+    (or a whole number, a pair, uint32 [4]) and has to be given. Lengths and pages are never read on the host: bad data
+    gives 0 for its sequence. jax.vmap calls it once an element.
 
     Raises heed's errors while JAX traces; what shows only when it runs is JAX's own error with heed's sentence.
     """
@@ -148,8 +150,8 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, sof
     layout_q, layout_kv = layouts_of(layout, layout_kv, cu_seqlens_q, cu_seqlens_k, page_table)
     options = (bool(causal), tuple(window),
                None if softmax_scale is None else _real("softmax_scale", softmax_scale, "finite"), softcap, dropout_p,
-               layout_q, layout_kv, q_offset, chunk, max_seqlen_q, max_seqlen_k, num_splits, deterministic, batch_invariant,
-               num_threads)
+               layout_q, layout_kv, q_offset, chunk, max_seqlen_q, max_seqlen_k, num_splits, deterministic,
+               batch_invariant, num_threads)
     numbers_of(*options)
     values = (q, k, v, bias, mask, alibi_slopes, sinks, cu_seqlens_q, cu_seqlens_k, seqused_q, seqused_k, leftpad,
               page_table, cache_batch_idx)

@@ -346,15 +346,18 @@ def visible(seqlen_q, seqlen_k=None, *, batch=0, head=0, nheads_q=1, **options):
             columns = np.concatenate([np.eye(seqlen_k, dtype=np.float32)[:b - a, first:last]
                                       for a, b in zip(offsets, offsets[1:])]
                                      + [np.zeros((seqlen_k - int(offsets[-1]), last - first), np.float32)])
-        v = np.ascontiguousarray(columns[:, None] if packed_k else np.broadcast_to(columns[None, :, None],
-                                                                                   (num_batches, *columns[:, None].shape)))
+        v = columns[:, None]
+        if not packed_k:
+            v = np.broadcast_to(v, (num_batches, *v.shape))
+        v = np.ascontiguousarray(v)
         weights = attention(q, k, v, **options)
         seen[:, first:last] = (weights[:, head] if packed_q else weights[batch, :, head]) > 0
     return seen
 
 
 def mask(seqlen_q, seqlen_k=None, *, batch=0, head=0, path=None, title=None, **options):
-    """Draws what each query sees under these options of heed.attention (causal, window, chunk, q_offset, mask, lengths).
+    """Draws what each query sees under these options of heed.attention (causal, window, chunk, q_offset, mask,
+    lengths).
 
     Rows are queries, columns keys. Gives matplotlib's figure, and writes it to `path` where one is given.
 
@@ -366,7 +369,8 @@ def mask(seqlen_q, seqlen_k=None, *, batch=0, head=0, path=None, title=None, **o
     rows, columns = seen.shape
     cell = min(0.22, 9.0 / max(rows, columns, 1))
     figure, axes = plt.subplots(figsize=(cell * columns + 1.6, cell * rows + 1.4))
-    axes.imshow(seen, cmap=ListedColormap([FAINT, COLOURS["heed"]]), vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    axes.imshow(seen, cmap=ListedColormap([FAINT, COLOURS["heed"]]),
+                vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     axes.grid(False)
     for side in axes.spines.values():
         side.set_visible(False)

@@ -219,7 +219,8 @@ def _seed_tensor(q, seed):
     if isinstance(seed, Tensor) and seed.dim() == 1:
         return seed
     words = seed if isinstance(seed, tuple) and len(seed) == 2 else (seed, 0)
-    words = [_whole("seed", word, "None, a whole number, a pair (seed, offset) or an int64 [2] tensor") for word in words]
+    words = [_whole("seed", word, "None, a whole number, a pair (seed, offset) or an int64 [2] tensor")
+                    for word in words]
     signed = [(word + 2**63) % 2**64 - 2**63 for word in words]
     return torch.tensor(signed, dtype=torch.int64, device=q.device)
 
@@ -234,8 +235,8 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, sof
     alibi_slopes, traceable by torch.compile. What it takes and gives is heed.attention's."""
     refuse_descales(q_descale, k_descale, v_descale)
     if status is not None:
-        raise NotSupported("status: is not an argument of the operator; the nearest is heed.attention on plain tensors, "
-                           "without gradients and outside torch.compile")
+        raise NotSupported("status: is not an argument of the operator; the nearest is heed.attention on plain "
+                           "tensors, without gradients and outside torch.compile")
     grad = _wants_gradient(q, k, v, bias, sinks, alibi_slopes)
     if out is not None and grad:
         raise InvalidArgument("out: must be None where a gradient is wanted; autograd keeps the operator's own result")
@@ -292,8 +293,8 @@ def sdpa(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scal
     if is_causal and attn_mask is not None:
         raise InvalidArgument("is_causal = True: must be False where attn_mask is given")
     if query.dim() < 2 or key.dim() != query.dim() or value.dim() != query.dim():
-        raise InvalidArgument(f"query, key and value have {query.dim()}, {key.dim()} and {value.dim()} dimensions: must "
-                              "have equally many, at least 2")
+        raise InvalidArgument(f"query, key and value have {query.dim()}, {key.dim()} and {value.dim()} dimensions: "
+                              "must have equally many, at least 2")
     lead = query.shape[:-2]
     if query.dim() != 4:
         query, key, value = (_four_dimensions(tensor) for tensor in (query, key, value))

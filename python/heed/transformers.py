@@ -25,24 +25,24 @@ _SENTENCES = {
 
 
 def attention_mask(*arguments, **options):
-    """The mask of a layer: boolean [batch, 1, seqlen_q, seqlen_k], true where a query may attend, or None where it says no
-    more than causal (or nothing) does. It is transformers' own mask for scaled_dot_product_attention, made from whatever
-    arguments this version of transformers passes: cache_position up to 5.3, q_length and q_offset after."""
+    """The mask of a layer: boolean [batch, 1, seqlen_q, seqlen_k], true where a query may attend, or None where it says
+    no more than causal (or nothing) does. It is transformers' own mask for scaled_dot_product_attention, made from
+    whatever arguments this version of transformers passes: cache_position up to 5.3, q_length and q_offset after."""
     return sdpa_mask(*arguments, **options)
 
 
-def attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, softcap=None,
-                      s_aux=None, position_bias=None, cu_seq_lens_q=None, cu_seq_lens_k=None, sliding_window=None,
-                      **others):
+def attention_forward(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None,
+                      softcap=None, s_aux=None, position_bias=None, cu_seq_lens_q=None, cu_seq_lens_k=None,
+                      sliding_window=None, **others):
     """transformers' attention function: query [batch, heads, seqlen_q, head_dim], key and value [batch, kv_heads,
-    seqlen_k, head_dim]; gives ([batch, seqlen_q, heads, head_dim_v], None). An argument that it does not honour is refused
-    by name."""
+    seqlen_k, head_dim]; gives ([batch, seqlen_q, heads, head_dim_v], None). An argument that it does not honour is
+    refused by name."""
     if "sinks" in others and s_aux is None:
         s_aux = others.pop("sinks")
     for name, value_given in others.items():
         if name not in _ELSEWHERE and value_given is not None and value_given is not False:
-            raise NotSupported(f"{name}: {_SENTENCES.get(name, 'is nothing that heed knows of attention')}; it was passed "
-                               f"by {type(module).__name__}")
+            raise NotSupported(f"{name}: {_SENTENCES.get(name, 'is nothing that heed knows of attention')}; it was "
+                               f"passed by {type(module).__name__}")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     options = dict(softmax_scale=scaling, softcap=softcap or 0.0, dropout_p=dropout,
@@ -59,8 +59,8 @@ def attention_forward(module, query, key, value, attention_mask, dropout=0.0, sc
     mask, bias = _mask_and_bias(attention_mask, position_bias, query, key)
     # Without a mask the queries are the last of the keys, or all of them see all.
     causal = bool(is_causal) and mask is None and attention_mask is None and query.shape[2] > 1
-    out = attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), causal=causal, mask=mask, bias=bias,
-                    **options)
+    out = attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), causal=causal, mask=mask,
+                    bias=bias, **options)
     return out, None
 
 

@@ -92,7 +92,8 @@ def test_packed(normal):
     assert lse.shape == (4, 12)
     for b in range(3):
         rows, keys = slice(cu_q[b], cu_q[b + 1]), slice(cu_k[b], cu_k[b + 1])
-        np.testing.assert_allclose(out[rows], textbook(q[None, rows], k[None, keys], v[None, keys], True)[0][0], atol=3e-6)
+        np.testing.assert_allclose(out[rows], textbook(
+            q[None, rows], k[None, keys], v[None, keys], True)[0][0], atol=3e-6)
 
 
 def test_every_score_option(normal, qkv):
@@ -113,7 +114,8 @@ def test_every_score_option(normal, qkv):
 def test_dropout_seed(qkv):
     import random
     assert (heed.attention(*qkv, dropout_p=0.5, seed=3) == heed.attention(*qkv, dropout_p=0.5, seed=(3, 0))).all()
-    assert (heed.attention(*qkv, dropout_p=0.5, seed=np.array([3, 0])) == heed.attention(*qkv, dropout_p=0.5, seed=3)).all()
+    assert (heed.attention(*qkv, dropout_p=0.5, seed=np.array([3, 0]))
+            == heed.attention(*qkv, dropout_p=0.5, seed=3)).all()
     random.seed(1)
     first, second = heed.attention(*qkv, dropout_p=0.5), heed.attention(*qkv, dropout_p=0.5)
     assert (first != second).any()
@@ -211,13 +213,15 @@ ERRORS = {
     "shape": (lambda q, k, v: heed.attention(q, k[:, :, :, :32], v), heed.InvalidArgument, r"k.shape\[3\] = 32"),
     "heads": (lambda q, k, v: heed.attention(q[:, :, :3], k, v), heed.InvalidArgument, "nheads_q"),
     "dimensions": (lambda q, k, v: heed.attention(q[0], k, v), heed.InvalidArgument, "q.ndim = 3: must be 4"),
-    "last stride": (lambda q, k, v: heed.attention(q[..., ::2], k[..., ::2], v), heed.InvalidArgument, r"q.stride\[3\] = 2"),
+    "last stride": (lambda q, k, v: heed.attention(q[..., ::2], k[..., ::2], v), heed.InvalidArgument,
+                    r"q.stride\[3\] = 2"),
     "NaN scale": (lambda q, k, v: heed.attention(q, k, v, softmax_scale=float("nan")), heed.InvalidArgument,
                   "softmax_scale = nan: must be finite"),
     "window": (lambda q, k, v: heed.attention(q, k, v, window=(-5, 0)), heed.InvalidArgument, r"window = -5"),
     "one-sided window": (lambda q, k, v: heed.attention(q, k, v, window=3), heed.InvalidArgument, "window = 3"),
     "softcap": (lambda q, k, v: heed.attention(q, k, v, softcap=-1.0), heed.InvalidArgument, "softcap = -1"),
-    "dropout": (lambda q, k, v: heed.attention(q, k, v, dropout_p=1.5, seed=1), heed.InvalidArgument, "dropout_p = 1.5"),
+    "dropout": (lambda q, k, v: heed.attention(q, k, v, dropout_p=1.5, seed=1), heed.InvalidArgument,
+                "dropout_p = 1.5"),
     "layout": (lambda q, k, v: heed.attention(q, k, v, layout="sbhd"), heed.InvalidArgument, "layout = 'sbhd'"),
     "offset": (lambda q, k, v: heed.attention(q, k, v, q_offset="bottom"), heed.InvalidArgument, "q_offset = 'bottom'"),
     "left padding by our name": (lambda q, k, v: heed.attention(q, k, v, leftpad=np.zeros(3, np.int32)),

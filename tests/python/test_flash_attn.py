@@ -12,6 +12,18 @@ heed = pytest.importorskip("heed", reason="needs PYTHONPATH=<build>/python")
 from heed import flash_attn  # noqa: E402
 from heed.flash_attn import bert_padding, hopper  # noqa: E402
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU's results are checked where there is no GPU
+needs_backward = pytest.mark.skipif(DEVICE == "cuda" and "cuda/attention_bwd" not in heed.info(),
+                                    reason="no backward pass on this GPU")
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Tensors are made on DEVICE unless a test says where."""
+    torch.manual_seed(0)
+    with torch.device(DEVICE):
+        yield
+
 # Parameters in order with their defaults, as flash_attn 2.8 and flash_attn_3 publish them.
 COMMON2 = ("dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "
            "deterministic=False, return_attn_probs=False")
@@ -27,13 +39,14 @@ SIGNATURES = {
     flash_attn.flash_attn_varlen_qkvpacked_func: f"qkv, cu_seqlens, max_seqlen, {COMMON2}",
     flash_attn.flash_attn_varlen_kvpacked_func: f"q, kv, {PACKED}, {COMMON2}",
     flash_attn.flash_attn_with_kvcache:
-        "q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, cache_batch_idx=None, "
-        "cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, "
-        "rotary_interleaved=True, alibi_slopes=None, num_splits=0, return_softmax_lse=False",
+        "q, k_cache, v_cache, k=None, v=None, rotary_cos=None, rotary_sin=None, cache_seqlens=None, "
+        "cache_batch_idx=None, cache_leftpad=None, block_table=None, softmax_scale=None, causal=False, "
+        "window_size=(-1, -1), softcap=0.0, rotary_interleaved=True, alibi_slopes=None, num_splits=0, "
+        "return_softmax_lse=False",
     hopper.flash_attn_func: f"q, k, v, softmax_scale=None, causal=False, qv=None, {DESCALES}, {TAIL3}, {HOW3}",
     hopper.flash_attn_qkvpacked_func:
-        f"qkv, softmax_scale=None, causal=False, {DESCALES}, {TAIL3}, deterministic=False, num_heads_q=None, sm_margin=0, "
-        "return_attn_probs=False",
+        f"qkv, softmax_scale=None, causal=False, {DESCALES}, {TAIL3}, deterministic=False, num_heads_q=None, "
+        "sm_margin=0, return_attn_probs=False",
     hopper.flash_attn_varlen_func:
         f"q, k, v, {PACKED}, seqused_q=None, seqused_k=None, softmax_scale=None, causal=False, qv=None, {DESCALES}, "
         f"{TAIL3}, {HOW3}",
@@ -57,11 +70,6 @@ SIGNATURES = {
     bert_padding.unpad_input: "hidden_states, attention_mask, unused_mask=None",
     bert_padding.pad_input: "hidden_states, indices, batch, seqlen",
 }
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 @pytest.mark.parametrize("function", SIGNATURES, ids=lambda function: f"{function.__module__}.{function.__name__}")
@@ -134,7 +142,8 @@ def test_packed_in_one_tensor():
     close(flash_attn.flash_attn_kvpacked_func(q, torch.stack([k, v], 2), causal=True), want)
     close(hopper.flash_attn_qkvpacked_func(torch.stack([q, k, v], 2), causal=True), want)
     q, k, v = qkv(sq=20, sk=20)
-    close(hopper.flash_attn_qkvpacked_func(torch.cat([q, k, v], 2), causal=True, num_heads_q=4), formula(q, k, v, True)[0])
+    close(hopper.flash_attn_qkvpacked_func(torch.cat([q, k, v], 2),
+          causal=True, num_heads_q=4), formula(q, k, v, True)[0])
 
 
 def packed():
@@ -148,7 +157,8 @@ def packed():
 
 def test_varlen():
     q, k, v, cu_q, cu_k, want, want_lse = packed()
-    out, lse, nothing = flash_attn.flash_attn_varlen_func(q, k, v, cu_q, cu_k, 9, 9, causal=True, return_attn_probs=True)
+    out, lse, nothing = flash_attn.flash_attn_varlen_func(
+        q, k, v, cu_q, cu_k, 9, 9, causal=True, return_attn_probs=True)
     close(out, want)
     close(lse, want_lse)
     assert nothing is None and lse.shape == (4, 14)
@@ -157,7 +167,8 @@ def test_varlen():
     x = torch.randn(14, 3, 4, 32)
     close(flash_attn.flash_attn_varlen_qkvpacked_func(x, cu_q, 9),
           flash_attn.flash_attn_varlen_func(*x.unbind(1), cu_q, cu_q, 9, 9))
-    shorter = hopper.flash_attn_varlen_func(q, k, v, cu_q, cu_k, 9, 9, seqused_k=torch.tensor([6, 3, 9], dtype=torch.int32))
+    shorter = hopper.flash_attn_varlen_func(
+        q, k, v, cu_q, cu_k, 9, 9, seqused_k=torch.tensor([6, 3, 9], dtype=torch.int32))
     close(shorter[:5][None], formula(q[None, :5], k[None, :6], v[None, :6])[0])
 
 
@@ -168,16 +179,20 @@ def test_varlen_over_pages():
     for b in range(3):
         for j in range(cu_k[b + 1] - cu_k[b]):
             k_pages[pages[b, j // 4], j % 4], v_pages[pages[b, j // 4], j % 4] = k[cu_k[b] + j], v[cu_k[b] + j]
-    close(flash_attn.flash_attn_varlen_func(q, k_pages, v_pages, cu_q, cu_k, 9, 9, causal=True, block_table=pages), want)
+    got = flash_attn.flash_attn_varlen_func(q, k_pages, v_pages, cu_q, cu_k, 9, 9, causal=True, block_table=pages)
+    close(got, want)
 
 
+@needs_backward
 @pytest.mark.parametrize("function", ["flash_attn_func", "flash_attn_varlen_func", "flash_attn_qkvpacked_func"])
 def test_gradients(function):
     if function == "flash_attn_varlen_func":
         q, k, v, cu_q, cu_k, _, _ = packed()
         arguments, rest = (q, k, v), (cu_q, cu_k, 9, 9)
-        want = lambda q, k, v: torch.cat([formula(q[None, cu_q[b]:cu_q[b + 1]], k[None, cu_k[b]:cu_k[b + 1]],  # noqa: E731
-                                                  v[None, cu_k[b]:cu_k[b + 1]], True)[0][0] for b in range(3)])
+
+        def want(q, k, v):
+            return torch.cat([formula(q[None, cu_q[b]:cu_q[b + 1]], k[None, cu_k[b]:cu_k[b + 1]],
+                                      v[None, cu_k[b]:cu_k[b + 1]], True)[0][0] for b in range(3)])
     elif function == "flash_attn_func":
         arguments, rest, want = qkv(), (), lambda q, k, v: formula(q, k, v, True)[0]
     else:
@@ -194,14 +209,15 @@ def test_gradients(function):
 def rotated(x, angles, position, interleaved):
     """x [..., d] turned at one position."""
     pairs = angles.shape[1]
-    first, second = (x[..., :2 * pairs:2], x[..., 1:2 * pairs:2]) if interleaved else (x[..., :pairs], x[..., pairs:2 * pairs])
+    first, second = (x[..., :2 * pairs:2], x[..., 1:2 * pairs:2]
+                     ) if interleaved else (x[..., :pairs], x[..., pairs:2 * pairs])
     cos, sin = angles[position].cos(), angles[position].sin()
     turned = first * cos - second * sin, first * sin + second * cos
     part = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
     return torch.cat([part, x[..., 2 * pairs:]], -1)
 
 
-ANGLES = torch.outer(torch.arange(64.0), 10000.0 ** (-torch.arange(8) / 8))
+ANGLES = torch.outer(torch.arange(64.0), 10000.0 ** (-torch.arange(8) / 8)).to(DEVICE)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -230,7 +246,8 @@ def test_with_kvcache(module, paged, interleaved, causal):
         start = int(lengths[n])
         for t in range(new):
             k_rows[n, start + t], v_rows[n, start + t] = rotated(k[n, t], ANGLES, start + t, interleaved), v[n, t]
-        q_turned = torch.stack([rotated(q[n, t], ANGLES, start + (t if causal else 0), interleaved) for t in range(new)])
+        q_turned = torch.stack([rotated(q[n, t], ANGLES, start + (t if causal else 0), interleaved)
+                               for t in range(new)])
         out, lse = formula(q_turned[None], k_rows[n:n + 1, :start + new], v_rows[n:n + 1, :start + new], causal)
         close(result[0][n:n + 1], out)
         close(result[1][n:n + 1], lse)
@@ -248,6 +265,29 @@ def test_with_kvcache_whole_number_leftpad_and_batch_index():
                                              cache_leftpad=torch.tensor([4, 0], dtype=torch.int32))
     close(got[:1], formula(q[:1], cache_k[2:, 4:11], cache_v[2:, 4:11], True)[0])
     close(got[1:], formula(q[1:], cache_k[:1, :11], cache_v[:1, :11], True)[0])
+
+
+def test_hopper_with_kvcache_packed():
+    """Queries and new keys packed, over pages, positions of the rotary embedding given."""
+    counts, lengths = [2, 3], torch.tensor([5, 9], dtype=torch.int32)
+    offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
+    first = torch.tensor([6, 1], dtype=torch.int32)
+    q, k, v = torch.randn(5, 4, 32), torch.randn(5, 2, 32), torch.randn(5, 2, 32)
+    k_cache, v_cache = torch.randn(8, 4, 2, 32), torch.randn(8, 4, 2, 32)
+    table = torch.tensor([[7, 1, 4, 2], [0, 3, 6, 5]], dtype=torch.int32)
+    rows = [cache[table.flatten().long()].view(2, 16, 2, 32).clone() for cache in (k_cache, v_cache)]
+    out, lse, *rest = hopper.flash_attn_with_kvcache(
+        q, k_cache, v_cache, k, v, rotary_cos=ANGLES.cos(), rotary_sin=ANGLES.sin(), cache_seqlens=lengths,
+        page_table=table, cu_seqlens_q=offsets, cu_seqlens_k_new=offsets, max_seqlen_q=3, rotary_seqlens=first,
+        causal=True, rotary_interleaved=False, return_softmax_lse=True)
+    assert out.shape == (5, 4, 32) and lse.shape == (4, 5) and rest == [None, None]
+    for b in range(2):
+        start, end = int(lengths[b]), int(lengths[b]) + counts[b]
+        new = slice(int(offsets[b]), int(offsets[b + 1]))
+        turned = [torch.stack([rotated(x[new][t], ANGLES, int(first[b]) + t, False) for t in range(counts[b])])
+                  for x in (q, k)]
+        rows[0][b, start:end], rows[1][b, start:end] = turned[1], v[new]
+        close(out[None, new], formula(turned[0][None], rows[0][b:b + 1, :end], rows[1][b:b + 1, :end], True)[0])
 
 
 def test_combine_of_parts_is_the_whole():
@@ -293,7 +333,8 @@ def test_rotary(interleaved):
     assert flash_attn.apply_rotary_emb(y, cos, sin, interleaved, True, 7) is y
     close(y, want)
     leaf = x.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: flash_attn.apply_rotary_emb(x, cos, sin, interleaved), leaf, atol=1e-3, eps=1e-2)
+    assert torch.autograd.gradcheck(lambda x: flash_attn.apply_rotary_emb(
+        x, cos, sin, interleaved), leaf, atol=1e-3, eps=1e-2)
 
 
 def test_bert_padding():
@@ -324,12 +365,16 @@ def test_what_is_declined_says_so():
     table = torch.tensor([[9]], dtype=torch.int32)
     for call, sentence in (
             (lambda: flash_attn.flash_attn_func(q, k, v, window_size=3), "window_size = 3"),
-            (lambda: flash_attn.flash_attn_with_kvcache(q[:1], k, v, block_table=table, cache_seqlens=4), r"block_table.*9"),
-            (lambda: flash_attn.flash_attn_with_kvcache(q, k, v, cache_seqlens=torch.tensor([1, 2])), "cache_seqlens.dtype"),
+            (lambda: flash_attn.flash_attn_with_kvcache(q[:1], k, v,
+             block_table=table, cache_seqlens=4), r"block_table.*9"),
+            (lambda: flash_attn.flash_attn_with_kvcache(
+                q, k, v, cache_seqlens=torch.tensor([1, 2])), "cache_seqlens.dtype"),
             (lambda: flash_attn.flash_attn_with_kvcache(q, k, v, k[:, :1], v[:, :1]), "cache_seqlens = None"),
-            (lambda: flash_attn.flash_attn_with_kvcache(q, k, v, k[:, :1], v[:, :1], cache_seqlens=47), "cache_seqlens"),
+            (lambda: flash_attn.flash_attn_with_kvcache(
+                q, k, v, k[:, :1], v[:, :1], cache_seqlens=47), "cache_seqlens"),
             (lambda: flash_attn.flash_attn_with_kvcache(q, k[..., :16], v), r"k_cache.shape\[3\] = 16"),
-            (lambda: flash_attn.flash_attn_varlen_func(q[0], k[0], v[0], torch.tensor([0, 33]), torch.tensor([0, 47]), 33, 47),
+            (lambda: flash_attn.flash_attn_varlen_func(q[0], k[0], v[0], torch.tensor([0, 33]), torch.tensor([0, 47]),
+                                                       33, 47),
              "cu_seqlens_q.dtype = int64")):
         with pytest.raises(heed.InvalidArgument, match=sentence):
             call()

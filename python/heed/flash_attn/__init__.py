@@ -1,8 +1,8 @@
 """flash_attn's functions by heed: the same names, signatures, layouts and return values, on any device heed has.
 
 The functions here and in ``flash_attn_interface`` are FlashAttention-2's, those in ``hopper`` FlashAttention-3's. After
-``heed.flash_attn.install()`` code that imports ``flash_attn`` or ``flash_attn_interface`` gets them. What is honoured and
-what is declined: docs/flash-attn-users.md.
+``heed.flash_attn.install()`` code that imports ``flash_attn`` or ``flash_attn_interface`` gets them. What is honoured
+and what is declined: docs/flash-attn-users.md.
 """
 
 import sys

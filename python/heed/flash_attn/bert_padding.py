@@ -28,8 +28,8 @@ def _packed(hidden_states, kept, lengths):
 
 def unpad_input(hidden_states, attention_mask, unused_mask=None):
     """hidden_states (batch, seqlen, ...) and a mask (batch, seqlen), 1 where a token is; unused_mask: 1 where there is
-    room for one that is not used yet. Gives (rows (total, ...), their indices, cu_seqlens int32 (batch + 1,), the longest
-    sequence, tokens in use int32 (batch,)). Waits for the GPU."""
+    room for one that is not used yet. Gives (rows (total, ...), their indices, cu_seqlens int32 (batch + 1,), the
+    longest sequence, tokens in use int32 (batch,)). Waits for the GPU."""
     kept = attention_mask if unused_mask is None else attention_mask + unused_mask
     rows, indices, offsets, longest = _packed(hidden_states, kept, kept.sum(-1, dtype=torch.int32))
     return rows, indices, offsets, longest, attention_mask.sum(-1, dtype=torch.int32)

@@ -1,8 +1,8 @@
 """FlashAttention-3's public functions: its module flash_attn_interface.
 
 Layouts and alignment are FlashAttention-2's. attention_chunk, seqused_q, seqused_k, num_splits and deterministic are
-honoured; pack_gqa, sm_margin and scheduler_metadata say how to run and change nothing here; qv and the descales of float8
-are not supported. softmax_lse is -inf where a row sees nothing.
+honoured; pack_gqa, sm_margin and scheduler_metadata say how to run and change nothing here; qv and the descales of
+float8 are not supported. softmax_lse is -inf where a row sees nothing.
 """
 
 import torch
@@ -17,8 +17,8 @@ __all__ = ["flash_attn_combine", "flash_attn_func", "flash_attn_qkvpacked_func",
 def flash_attn_func(q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None,
                     window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1, pack_gqa=None,
                     deterministic=False, sm_margin=0, return_attn_probs=False):
-    """q (batch, seqlen_q, nheads, headdim), k (batch, seqlen_k, nheads_k, headdim), v with its own headdim. Gives out, or
-    (out, softmax_lse)."""
+    """q (batch, seqlen_q, nheads, headdim), k (batch, seqlen_k, nheads_k, headdim), v with its own headdim. Gives out,
+    or (out, softmax_lse)."""
     refuse(qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     return forward(q, k, v, window_size=window_size, softmax_scale=softmax_scale, causal=causal, chunk=attention_chunk,
                    softcap=max(softcap, 0.0), num_splits=num_splits, deterministic=deterministic,
@@ -33,8 +33,8 @@ def flash_attn_qkvpacked_func(qkv, softmax_scale=None, causal=False, q_descale=N
     if qkv.dim() == 5:
         q, k, v = qkv.unbind(-3)
     elif num_heads_q is None or (qkv.shape[2] - num_heads_q) % 2 != 0:
-        raise InvalidArgument(f"num_heads_q = {num_heads_q}: must be given where qkv has 4 dimensions, and leave an even "
-                              f"number of its {qkv.shape[2]} heads")
+        raise InvalidArgument(f"num_heads_q = {num_heads_q}: must be given where qkv has 4 dimensions, and leave an "
+                              f"even number of its {qkv.shape[2]} heads")
     else:
         num_heads_k = (qkv.shape[2] - num_heads_q) // 2
         q, k, v = qkv.split([num_heads_q, num_heads_k, num_heads_k], dim=-2)
@@ -46,8 +46,8 @@ def flash_attn_varlen_func(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, ma
                            seqused_k=None, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None,
                            v_descale=None, window_size=(-1, -1), attention_chunk=0, softcap=0.0, num_splits=1,
                            pack_gqa=None, deterministic=False, sm_margin=0, return_attn_probs=False):
-    """Packed: q (total_q, nheads, headdim), k and v (total_k, nheads_k, headdim); where a cu_seqlens is None that side is
-    dense. seqused_q, seqused_k int32 (batch,) shorten sequences. Gives out, or (out, softmax_lse)."""
+    """Packed: q (total_q, nheads, headdim), k and v (total_k, nheads_k, headdim); where a cu_seqlens is None that side
+    is dense. seqused_q, seqused_k int32 (batch,) shorten sequences. Gives out, or (out, softmax_lse)."""
     refuse(qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
     return forward(q, k, v, window_size=window_size, softmax_scale=softmax_scale, causal=causal, chunk=attention_chunk,
                    softcap=max(softcap, 0.0), num_splits=num_splits, deterministic=deterministic,
@@ -60,7 +60,8 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, qv=None, rotary
                             cu_seqlens_q=None, cu_seqlens_k_new=None, max_seqlen_q=None, rotary_seqlens=None,
                             q_descale=None, k_descale=None, v_descale=None, softmax_scale=None, causal=False,
                             window_size=(-1, -1), attention_chunk=0, softcap=0.0, rotary_interleaved=True,
-                            scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0, return_softmax_lse=False):
+                            scheduler_metadata=None, num_splits=0, pack_gqa=None, sm_margin=0,
+                            return_softmax_lse=False):
     """As FlashAttention-2's; q may be packed with cu_seqlens_q, k and v with cu_seqlens_k_new. Gives out, or (out,
     softmax_lse, None, None): partial results are not handed out."""
     refuse(qv=qv, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale)
@@ -72,8 +73,8 @@ def flash_attn_with_kvcache(q, k_cache, v_cache, k=None, v=None, qv=None, rotary
 
 
 def flash_attn_combine(out_partial, lse_partial, out=None, out_dtype=None):
-    """Results over parts of the keys made one: out_partial float32 (splits, batch, seqlen, nheads, headdim), lse_partial
-    float32 (splits, batch, seqlen, nheads). Gives (out, lse (batch, seqlen, nheads))."""
+    """Results over parts of the keys made one: out_partial float32 (splits, batch, seqlen, nheads, headdim),
+    lse_partial float32 (splits, batch, seqlen, nheads). Gives (out, lse (batch, seqlen, nheads))."""
     if out_partial.dim() < 2 or lse_partial.shape != out_partial.shape[:-1]:
         raise InvalidArgument(f"lse_partial {tuple(lse_partial.shape)}: must be out_partial's shape without headdim, "
                               f"{tuple(out_partial.shape[:-1])}")

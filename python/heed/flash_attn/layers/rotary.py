@@ -31,8 +31,8 @@ def _turned(x, cos, sin, interleaved, seqlen_offsets, cu_seqlens):
         raise InvalidArgument(f"x has {x.dim()} dimensions: must be (total, nheads, headdim) with cu_seqlens, "
                               "(batch, seqlen, nheads, headdim) without")
     if cos.shape != sin.shape or cos.dim() != 2 or not 0 < 2 * pairs <= x.shape[-1]:
-        raise InvalidArgument(f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)}: must both be (seqlen, rotary_dim / 2), "
-                              f"rotary_dim at most headdim = {x.shape[-1]}")
+        raise InvalidArgument(f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)}: must both be (seqlen, rotary_dim / "
+                              f"2), rotary_dim at most headdim = {x.shape[-1]}")
     cos, sin = (_rows_of(table.float(), x, seqlen_offsets, cu_seqlens) for table in (cos, sin))
     part = x[..., :2 * pairs].float()
     first, second = (part[..., ::2], part[..., 1::2]) if interleaved else (part[..., :pairs], part[..., pairs:])
@@ -41,8 +41,9 @@ def _turned(x, cos, sin, interleaved, seqlen_offsets, cu_seqlens):
 
 
 def apply_rotary_emb(x, cos, sin, interleaved=False, inplace=False, seqlen_offsets=0, cu_seqlens=None, max_seqlen=None):
-    """x (batch, seqlen, nheads, headdim), or (total, nheads, headdim) with cu_seqlens (batch + 1,): its first rotary_dim
-    elements turned by cos, sin (seqlen_rotary, rotary_dim / 2) at seqlen_offsets (an int or (batch,)) + position."""
+    """x (batch, seqlen, nheads, headdim), or (total, nheads, headdim) with cu_seqlens (batch + 1,): its first
+    rotary_dim elements turned by cos, sin (seqlen_rotary, rotary_dim / 2) at seqlen_offsets (an int or (batch,)) +
+    position."""
     turned = _turned(x, cos, sin, interleaved, seqlen_offsets, cu_seqlens)
     if inplace:
         x[..., :turned.shape[-1]].copy_(turned)
