@@ -306,3 +306,17 @@ def test_jax_arrays(qkv):
     assert isinstance(out, jax.Array)
     np.testing.assert_allclose(out, textbook(*qkv, True)[0], atol=3e-6)
     np.testing.assert_allclose(lse, textbook(*qkv, True)[1], atol=1e-5)
+
+
+def test_cupy_arrays(qkv):
+    cupy = pytest.importorskip("cupy")
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        pytest.skip("no GPU")
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        out, lse = heed.attention(*(cupy.asarray(array) for array in qkv), causal=True, return_lse=True)
+        assert isinstance(out, cupy.ndarray)
+        stream.synchronize()
+    np.testing.assert_allclose(out.get(), textbook(*qkv, True)[0], atol=3e-6)
+    np.testing.assert_allclose(lse.get(), textbook(*qkv, True)[1], atol=1e-5)
