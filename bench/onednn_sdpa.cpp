@@ -2,8 +2,8 @@
 // its own process. Compiled on demand against the wheels onednn, onednn-devel and tbb-devel.
 //   S = Q K^T [matmul] -> * scale -> (+ mask) -> softmax -> P V [matmul], one partition.
 // With fewer heads of keys than of queries the tensors have five dimensions, as oneDNN's documentation has it.
-#include <oneapi/dnnl/dnnl_graph.hpp>
 #include <oneapi/tbb/global_control.h>
+#include <oneapi/dnnl/dnnl_graph.hpp>
 
 #include <cmath>
 #include <cstdio>

@@ -78,8 +78,12 @@ inline Vector splat(float x) { return vdupq_n_f32(x); }
 #endif
 
 #define HEED_PROBE_DECLARE(i) Vector sum##i = splat(static_cast<float>(i));
-#define HEED_PROBE_FMA(i) sum##i = fma(a, sum##i, b); HEED_PROBE_KEEP(sum##i);
-#define HEED_PROBE_DOT(i) sum##i = _mm512_dpbf16_ps(sum##i, a, a); HEED_PROBE_KEEP(sum##i);
+#define HEED_PROBE_FMA(i)     \
+  sum##i = fma(a, sum##i, b); \
+  HEED_PROBE_KEEP(sum##i);
+#define HEED_PROBE_DOT(i)                  \
+  sum##i = _mm512_dpbf16_ps(sum##i, a, a); \
+  HEED_PROBE_KEEP(sum##i);
 
 void multiply_add(int64_t rounds) {
   HEED_PROBE_CHAINS(HEED_PROBE_DECLARE)

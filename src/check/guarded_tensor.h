@@ -15,7 +15,7 @@
 namespace heed::check {
 
 enum class Role {
-  kInput,  // guards and gaps hold NaN; nothing in it may change
+  kInput,   // guards and gaps hold NaN; nothing in it may change
   kOutput,  // guards and gaps hold a pattern; poison() fills the elements with NaN (integers: -1)
   kUpdated  // read and written: poison() restores what seal() saw
 };
@@ -66,7 +66,7 @@ class GuardedTensor {
   uint64_t sealed_ = 0;
 
   int32_t device_index_ = 0;
-  void* device_memory_ = nullptr;  // what was allocated; null: the tensor is in host memory
+  void* device_memory_ = nullptr;    // what was allocated; null: the tensor is in host memory
   unsigned char* mirror_ = nullptr;  // storage_'s first byte in it
 };
 

@@ -14,8 +14,8 @@ namespace {
 constexpr uintptr_t kMaxAlign = 128;
 
 bool is_index(std::string_view name) {
-  constexpr std::string_view kNames[] = {"cu_seqlens_q",   "cu_seqlens_k", "cu_seqlens_new", "seqused_q",
-                                         "seqused_k",      "leftpad_k",    "cache_seqlens",  "page_table",
+  constexpr std::string_view kNames[] = {"cu_seqlens_q",   "cu_seqlens_k",   "cu_seqlens_new", "seqused_q",
+                                         "seqused_k",      "leftpad_k",      "cache_seqlens",  "page_table",
                                          "rotary_seqlens", "cache_batch_idx"};
   for (const std::string_view index : kNames) {
     if (name == index) return true;

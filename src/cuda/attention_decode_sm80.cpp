@@ -57,14 +57,16 @@ Verdict check_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts
   if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
   if (const std::string limit = feature_limits(p); !limit.empty()) return decline(limit);
   if (usual_rows(p) > kMostRows) {
-    return decline(format("is for at most {} queries of a sequence, heads of a group counted, not {}; "
-                          "cuda/attention_fwd_sm80 is for more",
-                          kMostRows, usual_rows(p)));
+    return decline(
+        format("is for at most {} queries of a sequence, heads of a group counted, not {}; "
+               "cuda/attention_fwd_sm80 is for more",
+               kMostRows, usual_rows(p)));
   }
   if (decode_tile(p.head_dim, p.head_dim_v, usual_rows(p)) == nullptr) {
-    return decline(format("takes head_dim and head_dim_v up to 128 (192 and 128 with 8 rows), not {} and {}; "
-                          "cuda/attention_fwd_sm80 takes up to 256",
-                          p.head_dim, p.head_dim_v));
+    return decline(
+        format("takes head_dim and head_dim_v up to 128 (192 and 128 with 8 rows), not {} and {}; "
+               "cuda/attention_fwd_sm80 takes up to 256",
+               p.head_dim, p.head_dim_v));
   }
   if (p.batch_invariant) {
     const Configurations alone = configure_invariant_decode(p, facts);
@@ -90,7 +92,8 @@ Configurations configure_attention_decode_sm80(const AttentionProblem& p, const 
   finish(p, tile, facts, c);
   // Blocks take so much shared memory that no more of them fit a multiprocessor.
   if (tile.warps < 4)
-    c.variant.shared_bytes = std::max(c.variant.shared_bytes, facts.shared_per_multiprocessor / (occupancy.blocks_each + 1));
+    c.variant.shared_bytes =
+        std::max(c.variant.shared_bytes, facts.shared_per_multiprocessor / (occupancy.blocks_each + 1));
   return {c};
 }
 

@@ -140,7 +140,7 @@ struct ForwardStep {
   Launch launch;
   AttentionFwdParams params;
   WorkspaceLayout workspace;
-  bool checks = false;         // the workspace starts with the sequences' status
+  bool checks = false;  // the workspace starts with the sequences' status
   bool split = false;
 };
 
@@ -348,8 +348,8 @@ void cut_keys(const AttentionProblem& p, int64_t slots, int64_t least_tiles, Con
     while (use(wanted) < 0.85 * best) ++wanted;
     if (p.packed_k()) wanted = std::min<int64_t>(wanted * ceil_div(tiles, usual_tiles), tiles);
   }
-  c.split_tiles = static_cast<int32_t>(
-      p.batch_invariant && p.splits == 0 ? kInvariantSplitKeys / c.tile_k : ceil_div(tiles, wanted));
+  c.split_tiles = static_cast<int32_t>(p.batch_invariant && p.splits == 0 ? kInvariantSplitKeys / c.tile_k
+                                                                          : ceil_div(tiles, wanted));
   c.max_splits = static_cast<int32_t>(ceil_div(tiles, c.split_tiles));
   c.split = c.split || c.max_splits > 1;
   c.blocks *= c.max_splits;
@@ -411,10 +411,9 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Co
 std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const DeviceFacts& facts) {
   using Check = Verdict (*)(const AttentionProblem&, const DeviceFacts&);
   using Configure = Configurations (*)(const AttentionProblem&, const DeviceFacts&);
-  constexpr std::pair<Check, Configure> kRows[] = {
-      {check_attention_decode_sm80, configure_attention_decode_sm80},
-      {check_attention_fwd_sm80, configure_attention_fwd_sm80},
-      {check_attention_fwd_portable, configure_attention_fwd_portable}};
+  constexpr std::pair<Check, Configure> kRows[] = {{check_attention_decode_sm80, configure_attention_decode_sm80},
+                                                   {check_attention_fwd_sm80, configure_attention_fwd_sm80},
+                                                   {check_attention_fwd_portable, configure_attention_fwd_portable}};
   Configurations best;
   for (const auto& [check, configure] : kRows) {
     if (!check(problem, facts).accepted) continue;
@@ -424,7 +423,8 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const De
   return best.empty() ? std::vector<KernelVariant>() : variants_of(problem, best);
 }
 
-Verdict check_on_device(const AttentionProblem& problem, Verdict (*check)(const AttentionProblem&, const DeviceFacts&)) {
+Verdict check_on_device(const AttentionProblem& problem,
+                        Verdict (*check)(const AttentionProblem&, const DeviceFacts&)) {
   if (problem.device != Device::kCuda) return decline("runs on a GPU only: device=cuda");
   const Result<const DeviceFacts*> facts = device_facts(problem.device_index);
   return facts.ok() ? check(problem, *facts.value()) : decline(facts.status().message());

@@ -17,19 +17,19 @@
 namespace heed::cuda {
 
 struct Configuration {
-  std::string kernel;          // for explain: "attention_fwd_sm80 q128 k64"
+  std::string kernel;  // for explain: "attention_fwd_sm80 q128 k64"
   KernelVariant variant;
   int32_t tile_q = 0, tile_k = 0;
   int32_t rows_per_query = 1;  // query heads of a kv head that share a tile
   int64_t num_tiles_q = 0;     // of a head: of one sequence, packed queries: of all
   int64_t blocks = 0;
-  int32_t max_splits = 1;      // more than one: partials, merged by combine
-  int32_t split_tiles = 0;     // key tiles of a split
-  bool split = false;          // the variant writes partials (a single split does too where the bits must not change)
+  int32_t max_splits = 1;   // more than one: partials, merged by combine
+  int32_t split_tiles = 0;  // key tiles of a split
+  bool split = false;       // the variant writes partials (a single split does too where the bits must not change)
   // Two kernels may share a batch: this one takes sequences of so many queries, heads of a group counted; 0: no limit.
   int64_t min_rows = 0, max_rows = 0;
-  int64_t partial_queries = 0; // of a sequence that partials hold; 0: all of them
-  double cost_us = 0;          // of all kernels of the list
+  int64_t partial_queries = 0;  // of a sequence that partials hold; 0: all of them
+  double cost_us = 0;           // of all kernels of the list
 };
 
 // The attention kernels of a plan, in order: one, or two that share the batch.
@@ -65,7 +65,7 @@ void cut_keys(const AttentionProblem& problem, int64_t slots, int64_t least_tile
 
 // Bytes that q, k, v, out move at least, and multiply-adds as the field counts them, in microseconds on this device.
 struct Rates {
-  double flops_per_us_sm;      // of a multiprocessor
+  double flops_per_us_sm;  // of a multiprocessor
   double bytes_per_us_sm;
 };
 double roofline_us(const AttentionProblem& problem, const DeviceFacts& facts, const Rates& rates);

@@ -13,7 +13,9 @@ constexpr Rates kRates = {2.2e6, 20e3};  // of an H200's multiprocessor, large p
 AttentionFwdFeatures features_of(const AttentionProblem& p) {
   const bool range = p.window_left >= 0 || p.window_right >= 0 || p.chunk > 0;
   return {.is_bf16 = p.dtype == Dtype::kBf16,
-          .mask = p.mask ? kMaskElement : range ? kMaskRange : kMaskNone,
+          .mask = p.mask  ? kMaskElement
+                  : range ? kMaskRange
+                          : kMaskNone,
           .modified = p.softcap || p.bias() || p.alibi || p.dropout,
           // O in f32 takes P in two parts, which only gathered kernels do: the others stay lean.
           .gather = p.paged() || row_align(p) < 16 || p.out_dtype == Dtype::kF32};
@@ -25,8 +27,9 @@ Configuration configuration_of(const AttentionProblem& p, AttentionFwdFeatures f
   const HeadDims& dims = *padded_head_dims(p.head_dim, p.head_dim_v);
   const AttentionFwdTile& tile = *attention_fwd_tile(features, dims, height, facts.major, facts.shared_per_block);
   Configuration c;
-  c.kernel = format("attention_fwd_sm80 q{} k{} d{}/{}{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim, tile.head_dim_v,
-                    features.modified ? " terms" : "", features.gather ? " gather" : "", features.split ? " split" : "");
+  c.kernel =
+      format("attention_fwd_sm80 q{} k{} d{}/{}{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim, tile.head_dim_v,
+             features.modified ? " terms" : "", features.gather ? " gather" : "", features.split ? " split" : "");
   c.variant = attention_fwd_variant(features, tile);
   c.tile_q = tile.tile_q;
   c.tile_k = tile.tile_k;
@@ -49,8 +52,8 @@ double time_of(const AttentionProblem& p, const Configuration& c, int blocks_eac
 
 int blocks_each(const AttentionProblem& p, AttentionFwdFeatures features, TileHeight height, const DeviceFacts& facts) {
   features = reachable(features);
-  return std::max(1, attention_fwd_tile(features, *padded_head_dims(p.head_dim, p.head_dim_v), height,
-                                        facts.major, facts.shared_per_block)
+  return std::max(1, attention_fwd_tile(features, *padded_head_dims(p.head_dim, p.head_dim_v), height, facts.major,
+                                        facts.shared_per_block)
                          ->blocks);
 }
 
@@ -74,16 +77,19 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const DeviceFa
 Verdict check_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
   if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
   if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16) {
-    return decline(format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype)));
+    return decline(
+        format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype)));
   }
   if (padded_head_dims(p.head_dim, p.head_dim_v) == nullptr) {
-    return decline(format("takes head_dim and head_dim_v up to 256, not {} and {}; cuda/attention_fwd_portable takes up to 512",
-                          p.head_dim, p.head_dim_v));
+    return decline(
+        format("takes head_dim and head_dim_v up to 256, not {} and {}; cuda/attention_fwd_portable takes up to 512",
+               p.head_dim, p.head_dim_v));
   }
   if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0) {
-    return decline(format("takes multiples of 8 as head_dim and head_dim_v, not {} and {}; cuda/attention_fwd_portable "
-                          "takes any",
-                          p.head_dim, p.head_dim_v));
+    return decline(
+        format("takes multiples of 8 as head_dim and head_dim_v, not {} and {}; cuda/attention_fwd_portable "
+               "takes any",
+               p.head_dim, p.head_dim_v));
   }
   const char* const remark = p.mask && p.splits > 1 ? "keys under a mask tensor are not split" : "";
   return accept_if_it_fits(configure_attention_fwd_sm80(p, facts), remark);

@@ -22,9 +22,12 @@ Result<DeviceFacts> read_facts(const Driver& cuda, int32_t index) {
   facts.name = name;
   int32_t l2 = 0;
   const std::pair<DeviceAttribute, int32_t*> attributes[] = {
-      {kComputeCapabilityMajor, &facts.major},       {kComputeCapabilityMinor, &facts.minor},
-      {kMultiprocessorCount, &facts.multiprocessors}, {kMaxSharedBytesOptin, &facts.shared_per_block},
-      {kMaxSharedBytesPerMultiprocessor, &facts.shared_per_multiprocessor}, {kL2CacheBytes, &l2}};
+      {kComputeCapabilityMajor, &facts.major},
+      {kComputeCapabilityMinor, &facts.minor},
+      {kMultiprocessorCount, &facts.multiprocessors},
+      {kMaxSharedBytesOptin, &facts.shared_per_block},
+      {kMaxSharedBytesPerMultiprocessor, &facts.shared_per_multiprocessor},
+      {kL2CacheBytes, &l2}};
   for (const auto& [attribute, value] : attributes) {
     if (const CUresult result = cuda.device_get_attribute(value, attribute, facts.handle); result != kCudaSuccess)
       return driver_error(result, format("cuDeviceGetAttribute({}, device {})", static_cast<int>(attribute), index));
@@ -91,7 +94,7 @@ Result<DeviceFacts> typical_device(std::string_view architecture) {
     int32_t major, minor, multiprocessors;
     int64_t l2_mib;
   };
-  constexpr Typical kTypical[] = {{"sm_80", 8, 0, 108, 40},  {"sm_86", 8, 6, 84, 6},    {"sm_89", 8, 9, 128, 72},
+  constexpr Typical kTypical[] = {{"sm_80", 8, 0, 108, 40},  {"sm_86", 8, 6, 84, 6},      {"sm_89", 8, 9, 128, 72},
                                   {"sm_90a", 9, 0, 132, 50}, {"sm_100", 10, 0, 148, 126}, {"sm_120", 12, 0, 170, 96}};
   std::string known;
   for (const Typical& typical : kTypical) {

@@ -51,8 +51,8 @@ struct alignas(64) CUtensorMap {
   uint64_t opaque[16];
 };
 
-constexpr uint32_t kStreamNonBlocking = 1;     // does not wait for the legacy default stream
-constexpr int32_t kCaptureThreadLocal = 1;    // other threads go on as if nothing were captured
+constexpr uint32_t kStreamNonBlocking = 1;  // does not wait for the legacy default stream
+constexpr int32_t kCaptureThreadLocal = 1;  // other threads go on as if nothing were captured
 
 constexpr CUresult kCudaSuccess = 0;
 constexpr CUresult kCudaNotReady = 600;
@@ -130,7 +130,7 @@ struct Driver {
 #define HEED_DECLARE(symbol, member, signature) std::add_pointer_t<signature> member = nullptr;
   HEED_CUDA_DRIVER_FUNCTIONS(HEED_DECLARE)
 #undef HEED_DECLARE
-  int32_t version = 0;                // 13000 for 13.0
+  int32_t version = 0;  // 13000 for 13.0
 };
 
 // The driver, initialised, or why there is none ("libcuda.so.1 cannot be opened: ..."). Asked once per process.

@@ -18,21 +18,21 @@ namespace heed::cuda {
 
 // One specialisation of one kernel; with the architecture the whole identity: equal text is the same code.
 struct KernelKey {
-  const char* source = nullptr;       // "attention_fwd_sm80.cu", an embedded file
-  std::string expression;  // "heed::cuda::attention_fwd_sm80<heed::cuda::AttentionFwdVariant{.head_dim=64,...}>"
+  const char* source = nullptr;  // "attention_fwd_sm80.cu", an embedded file
+  std::string expression;        // "heed::cuda::attention_fwd_sm80<heed::cuda::AttentionFwdVariant{.head_dim=64,...}>"
 };
 
 // A kernel as bytes: what needs neither GPU nor driver.
 struct KernelCode {
-  std::string entry;  // its name in the cubin
-  std::string cubin;  // stays: the driver may load lazily from it
+  std::string entry;           // its name in the cubin
+  std::string cubin;           // stays: the driver may load lazily from it
   double compile_seconds = 0;  // 0: came from the disk
 };
 
 // What a CodeTable compiles with; tests bring their own.
 struct CodeCompiler {
   std::function<std::string()> name;  // "nvrtc-13.0", part of the file's name on disk; "" while there is none
-  int newest_major = 0;  // without a compiler: code on disk by a newer one is passed over (0: none is)
+  int newest_major = 0;               // without a compiler: code on disk by a newer one is passed over (0: none is)
   std::function<Result<CompiledKernel>(const KernelKey&, const std::string& arch)> compile;
 };
 
@@ -78,7 +78,7 @@ struct Kernel {
   CUkernel handle = nullptr;
   int32_t registers = 0;
   int32_t local_bytes = 0;
-  int32_t shared_bytes = 0;  // static
+  int32_t shared_bytes = 0;    // static
   double compile_seconds = 0;  // 0: came from the disk cache
 };
 

@@ -11,11 +11,11 @@
 namespace heed::cuda {
 
 struct Launch {
-  std::string name;          // for messages: the kernel's template and its variant
+  std::string name;  // for messages: the kernel's template and its variant
   CUkernel kernel = nullptr;
   uint32_t blocks = 0;
   uint32_t threads = 0;
-  uint32_t shared_bytes = 0;  // dynamic
+  uint32_t shared_bytes = 0;       // dynamic
   bool overlaps_previous = false;  // may begin before the launch ahead of it has ended: the kernel waits by itself
 };
 

@@ -11,7 +11,7 @@
 
 namespace heed::cuda {
 
-struct NvrtcCompiler;                 // one opened library
+struct NvrtcCompiler;  // one opened library
 
 struct NvrtcVersion {
   int32_t major = 0, minor = 0;
@@ -24,16 +24,16 @@ struct SourceFile {
 };
 
 struct CompileRequest {
-  std::string_view main_name;         // "attention_fwd_sm80.cu"
+  std::string_view main_name;  // "attention_fwd_sm80.cu"
   std::string_view main_text;
-  std::string name_expression;        // "attention_fwd_sm80<Variant{.tile_q = 128}>"; its mangled name comes back
-  std::string arch;                   // "sm_90a"
+  std::string name_expression;  // "attention_fwd_sm80<Variant{.tile_q = 128}>"; its mangled name comes back
+  std::string arch;             // "sm_90a"
 };
 
 struct CompiledKernel {
   std::string cubin;
-  std::string entry;                  // the kernel's name in the cubin
-  std::string log;                    // with ptxas's report of registers and spills
+  std::string entry;  // the kernel's name in the cubin
+  std::string log;    // with ptxas's report of registers and spills
   double seconds = 0;
 };
 

@@ -23,7 +23,7 @@ struct AttentionFwdTile {
   ScoreKind score;
   TileHeight height;
   int tile_q, tile_k, warps, stages;
-  int blocks;  // of a multiprocessor: what registers are shared among
+  int blocks;       // of a multiprocessor: what registers are shared among
   int spill_bytes;  // what ptxas may spill, at most 64 and outside the loop
   const char* why;
   int since = 0;  // major compute capability; before it the row spills
@@ -52,7 +52,8 @@ inline constexpr AttentionFwdTile kAttentionFwdTiles[] = {
     {192, 128, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills"},
 
     {256, 256, ScoreKind::kFull, TileHeight::kLow, 64, 48, 4, 1, 2, 0, "4k keys: 307 against 297 of 64, 274 of 128x64"},
-    {256, 256, ScoreKind::kRange, TileHeight::kLow, 64, 48, 4, 1, 2, 0, "4k keys: 307 against 297 of 64, 274 of 128x64"},
+    {256, 256, ScoreKind::kRange, TileHeight::kLow, 64, 48, 4, 1, 2, 0,
+     "4k keys: 307 against 297 of 64, 274 of 128x64"},
     {256, 256, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64x64 spills where keys are hidden"},
 };
 

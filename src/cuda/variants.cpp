@@ -34,8 +34,8 @@ AttentionFwdFeatures reachable(AttentionFwdFeatures features) {
   return features;
 }
 
-const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height,
-                                           int major, int shared_limit) {
+const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height, int major,
+                                           int shared_limit) {
   if (features.split || features.gather) height = TileHeight::kLow;
   const ScoreKind score = features.modified            ? ScoreKind::kModified
                           : features.mask == kMaskNone ? ScoreKind::kFull
@@ -126,8 +126,7 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
       add(attention_decode_variant((bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, tile));
   for (const PortableTile& tile : kPortableTiles)
     for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
-      for (const bool split : {false, true})
-        add(attention_fwd_portable_variant(element, tile, split));
+      for (const bool split : {false, true}) add(attention_fwd_portable_variant(element, tile, split));
   for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
     add(combine_variant(element));
     add(kv_append_variant(element));

@@ -14,17 +14,17 @@ namespace heed::cuda {
 struct KernelVariant {
   KernelKey key;
   int threads = 0;
-  int shared_bytes = 0;   // dynamic
-  int spill_bytes = 0;    // what its row of the tile table allows
-  const char* why = "";   // the row's reason
+  int shared_bytes = 0;  // dynamic
+  int spill_bytes = 0;   // what its row of the tile table allows
+  const char* why = "";  // the row's reason
 };
 
 // What of a problem decides the specialisation of attention_fwd_sm80.
 struct AttentionFwdFeatures {
   bool is_bf16 = false;
   MaskKind mask = kMaskNone;
-  bool modified = false;   // softcap, bias, ALiBi, dropout
-  bool gather = false;     // pages or unaligned rows
+  bool modified = false;  // softcap, bias, ALiBi, dropout
+  bool gather = false;    // pages or unaligned rows
   bool split = false;
 
   bool operator==(const AttentionFwdFeatures&) const = default;
@@ -35,8 +35,8 @@ struct AttentionFwdFeatures {
 AttentionFwdFeatures reachable(AttentionFwdFeatures features);
 
 // The tile for features as reachable() gives them, which become the tile's: a low tile takes every key as a range.
-const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height,
-                                           int major, int shared_limit);
+const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height, int major,
+                                           int shared_limit);
 KernelVariant attention_fwd_variant(const AttentionFwdFeatures& features, const AttentionFwdTile& tile);
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& tile);
 KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& tile, bool split);

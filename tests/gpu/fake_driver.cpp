@@ -108,8 +108,8 @@ int32_t fake_cuda_enter(const char* function) {
 }
 void* fake_cuda_last_stream() { return state().last_stream; }
 
-#define FAKE_ENTER                                                       \
-  const std::lock_guard lock(state().mutex);                             \
+#define FAKE_ENTER                           \
+  const std::lock_guard lock(state().mutex); \
   if (const Result failure = enter(__func__); failure != kSuccess) return failure
 
 Result cuInit(uint32_t) { return kSuccess; }
@@ -132,12 +132,13 @@ Result cuDeviceGetName(char* name, int32_t bytes, int32_t device) {
 }
 Result cuDeviceGetAttribute(int32_t* value, int32_t attribute, int32_t) {
   switch (attribute) {
-    case 75: *value = 9; break;                 // compute capability
+    case 75: *value = 9; break;  // compute capability
     case 76: *value = 0; break;
-    case 16: *value = 132; break;               // multiprocessors
-    case 81: *value = 233472; break;            // shared memory
-    case 97: case 8: *value = 232448; break;
-    case 38: *value = 50 << 20; break;          // L2
+    case 16: *value = 132; break;     // multiprocessors
+    case 81: *value = 233472; break;  // shared memory
+    case 97:
+    case 8: *value = 232448; break;
+    case 38: *value = 50 << 20; break;  // L2
     default: *value = 0;
   }
   return kSuccess;

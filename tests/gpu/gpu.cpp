@@ -170,9 +170,7 @@ std::string on_gpu(const std::string& text) {
   return to_string(line);
 }
 
-std::string source_folder() {
-  return std::filesystem::exists("tests/problems/smoke.txt") ? "." : HEED_SOURCE_DIR;
-}
+std::string source_folder() { return std::filesystem::exists("tests/problems/smoke.txt") ? "." : HEED_SOURCE_DIR; }
 
 std::vector<std::string> problem_files() {
   std::vector<std::string> names;
@@ -192,8 +190,7 @@ std::vector<std::string> gpu_lines(const std::string& file, int& left_out) {
     const std::string moved = on_gpu(line);
     moved.empty() ? static_cast<void>(++left_out) : lines.push_back(moved);
   }
-  std::stable_sort(lines.begin(), lines.end(),
-                   [](const auto& a, const auto& b) { return work_of(a) > work_of(b); });
+  std::stable_sort(lines.begin(), lines.end(), [](const auto& a, const auto& b) { return work_of(a) > work_of(b); });
   return lines;
 }
 

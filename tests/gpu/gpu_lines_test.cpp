@@ -155,7 +155,8 @@ TEST_F(GpuLines, SameBitsOnTwentyRuns) {
   Tally tally;
   std::vector<int> fills;
   for (int n = 0; n < 20; ++n) fills.push_back(n * 13 % 256);
-  testing::on_threads(lines.size(), [&](size_t i, const Stream& stream) { check_line(lines[i], stream, fills, tally); });
+  testing::on_threads(lines.size(),
+                      [&](size_t i, const Stream& stream) { check_line(lines[i], stream, fills, tally); });
   tally.report("20 runs: " + std::to_string(lines.size()) + " lines;");
 }
 
@@ -241,8 +242,8 @@ TEST_F(GpuLines, RandomProblemsAreRight) {
   const Stream stream;
   for (size_t n = 0; n < std::min<size_t>(3, tally.failures().size()); ++n) {
     const Failure& failure = tally.failures()[n];
-    const std::string shorter = testing::reduce(
-        failure.line, [&](const std::string& line) { return still_fails(line, failure.row, stream); });
+    const std::string shorter =
+        testing::reduce(failure.line, [&](const std::string& line) { return still_fails(line, failure.row, stream); });
     note("FAILED, made shorter: " + failure.row + " | " + shorter);
   }
 }

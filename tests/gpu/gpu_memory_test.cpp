@@ -181,9 +181,9 @@ size_t workspace_of(const std::string& line) {
 }
 
 TEST_F(GpuMemory, WorkspaceDoesNotGrowWithTheKeys) {
-  for (const char* rest : {" sq=1 d=128 bf16 hq=8 hkv=2 device=cuda", " sq=512 d=64 f16 hq=4 causal lse device=cuda",
-                           " sq=64 d=64 hq=4 device=cuda",
-                           " sq=4 d=128 bf16 hq=8 hkv=2 causal batch_invariant device=cuda"}) {
+  for (const char* rest :
+       {" sq=1 d=128 bf16 hq=8 hkv=2 device=cuda", " sq=512 d=64 f16 hq=4 causal lse device=cuda",
+        " sq=64 d=64 hq=4 device=cuda", " sq=4 d=128 bf16 hq=8 hkv=2 causal batch_invariant device=cuda"}) {
     SCOPED_TRACE(rest);
     const size_t some = workspace_of("attention sk=65536" + std::string(rest));
     const size_t many = workspace_of("attention sk=1048576" + std::string(rest));

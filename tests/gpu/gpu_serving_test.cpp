@@ -12,11 +12,11 @@ namespace {
 using testing::CapturedGraph;
 using testing::DeviceMemory;
 using testing::GpuTest;
-using testing::test_calls;
 using testing::LineRun;
 using testing::Place;
 using testing::RunStyle;
 using testing::Stream;
+using testing::test_calls;
 
 constexpr Place kGpu = {HEED_DEVICE_CUDA, 0};
 
@@ -117,7 +117,8 @@ TEST_F(GpuServing, BatchInvariance) {
     expect_batch_invariant(heads + " sq=1 sk=3000 used_k lk=3000,17,1,2048,0");
     expect_batch_invariant(heads + " sq=3 sk=1500 causal used_q used_k lq=3,1,0,2,3 lk=700,1500,3,64,999");
     expect_batch_invariant(heads + " sq=150 sk=400 causal used_k lk=400,150,399,128,1");
-    expect_batch_invariant(heads + " layout_q=thd layout_kv=thd lq=1,130,7,64,0 lk=900,130,64,65,7 causal window=300,0");
+    expect_batch_invariant(heads +
+                           " layout_q=thd layout_kv=thd lq=1,130,7,64,0 lk=900,130,64,65,7 causal window=300,0");
     expect_batch_invariant(heads + " layout_q=thd layout_kv=thd lq=1,1,2,1,1 lk=900,13,4097,64,0");
     expect_batch_invariant(heads + " sq=1 sk=2048 page=16 used_k lk=2000,3,777,2048,16 pages=shuffled");
     expect_batch_invariant(heads + " layout_q=thd lq=1,40,0,2,9 sk=1024 page=64 used_k lk=1000,40,777,1024,16 causal");

@@ -102,8 +102,10 @@ std::string chosen(const std::string& line) {
 }
 
 TEST(CudaPlan, Choices) {
-  EXPECT_EQ(chosen("attention b=1 hq=32 hkv=8 sq=1 sk=131072 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128 split");
-  EXPECT_EQ(chosen("attention b=128 hq=32 hkv=32 sq=1 sk=1024 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
+  EXPECT_EQ(chosen("attention b=1 hq=32 hkv=8 sq=1 sk=131072 d=128 bf16"),
+            "attention_decode_sm80 rows 8 k64 d128/128 split");
+  EXPECT_EQ(chosen("attention b=128 hq=32 hkv=32 sq=1 sk=1024 d=128 bf16"),
+            "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_EQ(chosen("attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm80 q128 k32 d64/64");
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=64 f32").starts_with("attention_fwd_portable f32"));
@@ -168,9 +170,7 @@ TEST(CudaPlan, BatchInvariantCuts) {
 
 TEST(CudaPlan, WhatIsDeclinedIsDeclinedWithASentence) {
   const DeviceFacts facts = h200();
-  const auto reason = [&](const std::string& line) {
-    return check_attention_fwd_sm80(problem_of(line), facts).reason;
-  };
+  const auto reason = [&](const std::string& line) { return check_attention_fwd_sm80(problem_of(line), facts).reason; };
   EXPECT_NE(reason("attention sq=8 d=64 bf16").find("device=cuda"), std::string::npos);
   EXPECT_NE(reason("attention sq=8 d=64 device=cuda").find("not f32"), std::string::npos);
   EXPECT_NE(reason("attention sq=8 d=512 bf16 device=cuda").find("up to 256, not 512 and 512"), std::string::npos);

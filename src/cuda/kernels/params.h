@@ -25,17 +25,17 @@ constexpr unsigned int kPaddingLse = 0x7fc0dead;
 // One compiled kernel. Lengths, strides and scales are never in it (docs/decisions).
 struct AttentionFwdVariant {
   int is_bf16 = 0;
-  int head_dim = 64;    // padded to a multiple of 16
+  int head_dim = 64;  // padded to a multiple of 16
   int head_dim_v = 64;
   int tile_q = 128;
   int tile_k = 64;
   int warps = 4;
-  int stages = 2;       // of K and V each
+  int stages = 2;  // of K and V each
   int mask = kMaskNone;
-  int modified = 0;     // softcap, bias, ALiBi or dropout: run-time branches, uniform over the block
-  int gather = 0;       // pages or unaligned rows: row addresses worked out one by one
-  int split = 0;        // writes f32 partials for combine
-  int blocks = 0;       // of a multiprocessor, which bounds registers; 0: the kernel's own estimate
+  int modified = 0;  // softcap, bias, ALiBi or dropout: run-time branches, uniform over the block
+  int gather = 0;    // pages or unaligned rows: row addresses worked out one by one
+  int split = 0;     // writes f32 partials for combine
+  int blocks = 0;    // of a multiprocessor, which bounds registers; 0: the kernel's own estimate
 };
 
 // Dimension order of strides: b, h, s (elements); the last dimension's is 1.
@@ -47,11 +47,11 @@ struct Strides4 {
 };
 
 struct AttentionFwdParams {
-  const void* q;        // [batch, seqlen_q, nheads_q, head_dim] by strides
-  const void* k;        // [batch, seqlen_k, nheads_kv, head_dim]; pages: [num_pages, page_size, nheads_kv, head_dim]
+  const void* q;  // [batch, seqlen_q, nheads_q, head_dim] by strides
+  const void* k;  // [batch, seqlen_k, nheads_kv, head_dim]; pages: [num_pages, page_size, nheads_kv, head_dim]
   const void* v;
-  void* out;            // [batch, seqlen_q, nheads_q, head_dim_v]
-  float* lse;           // [batch, nheads_q, seqlen_q]; may be null
+  void* out;   // [batch, seqlen_q, nheads_q, head_dim_v]
+  float* lse;  // [batch, nheads_q, seqlen_q]; may be null
   Strides3 q_stride, k_stride, v_stride, out_stride, lse_stride;
 
   const void* bias;
@@ -89,8 +89,8 @@ struct AttentionFwdParams {
   i32 aligned;  // every row of q, k, v, out starts on 16 bytes
 
   float softmax_scale_log2;  // scale * log2(e)
-  float softcap;  // 0: off
-  float dropout_scale;  // 1 / (1 - p)
+  float softcap;             // 0: off
+  float dropout_scale;       // 1 / (1 - p)
   u32 dropout_on;
   u64 dropout_threshold;  // round((1 - p) 2^32)
   u64 dropout_seed, dropout_offset;
@@ -103,7 +103,7 @@ struct AttentionFwdParams {
   i32 max_splits;
   i32 split_tiles;  // key tiles of one split
 
-  i64 page_table_step;  // between the entries of a row of the page table
+  i64 page_table_step;   // between the entries of a row of the page table
   i64 q_limit, k_limit;  // longest lengths that bias and mask cover; 0: any
   // [batch + 1], written by check_sequences, read by everyone after it: status bits of each sequence, then whether
   // cu_seqlens_q is out of order. Null: every block checks the lengths of its own sequence, and there are no pages.
@@ -118,8 +118,8 @@ struct AttentionFwdParams {
 };
 
 struct KvAppendParams {
-  const void *k_new, *v_new, *q;  // [batch, seqlen, heads, dim] by strides; null where the problem has none
-  void *k_cache, *v_cache, *q_out;  // pages: [num_pages, page_size, nheads_kv, dim]
+  const void *k_new, *v_new, *q;        // [batch, seqlen, heads, dim] by strides; null where the problem has none
+  void *k_cache, *v_cache, *q_out;      // pages: [num_pages, page_size, nheads_kv, dim]
   const void *rotary_cos, *rotary_sin;  // [rotary_rows, rotary_dim / 2]
   Strides3 k_new_stride, v_new_stride, q_stride, k_cache_stride, v_cache_stride, q_out_stride;
   i64 cos_stride, sin_stride;  // between rows
@@ -131,7 +131,7 @@ struct KvAppendParams {
   i32 rotary_dim;  // 0: none
   i32 rotary_interleaved, rotary_is_f32;
   i32 q_per_position;  // query i turned at position start + i; else all at start
-  i32 slices;  // blocks of a sequence: the grid is batch * slices
+  i32 slices;          // blocks of a sequence: the grid is batch * slices
 };
 
 }  // namespace heed::cuda
