@@ -57,11 +57,14 @@ int blocks_each(const AttentionProblem& p, AttentionFwdFeatures features, TileHe
                          ->blocks);
 }
 
-// Few blocks and many keys: splits, where they fill the device better.
+// Few blocks and many keys: splits, where they fill the device better. Partials of many rows would cost more than the
+// idle multiprocessors do (b1, 16 heads of 64, 1k x 1k keys: 36 TFLOP/s split, FlashAttention-2 180).
 bool split_pays(const AttentionProblem& p, const Configuration& whole, int64_t slots) {
+  constexpr int64_t kMostRows = 8192, kLeastKeys = 1024;
   if (p.mask || p.batch_invariant) return false;
   if (p.splits > 0) return p.splits > 1;
-  return whole.blocks > 0 && 10 * whole.blocks < 7 * slots && usual_keys(p) >= 512;
+  return whole.blocks > 0 && 4 * whole.blocks <= slots && usual_keys(p) >= kLeastKeys &&
+         total_rows(p) * p.nheads_q <= kMostRows;
 }
 
 double cost_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {

@@ -147,7 +147,9 @@ __device__ __forceinline__ void write_out(const AttentionFwdParams& p, const Blo
                                           const float (&row_sum)[kRowTiles][2], int warp, int lane, u32 staging) {
   constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
   constexpr int kPitch = kV.head_dim_v + 8;
-  const bool staged = kV.head_dim_v <= kV.head_dim && !kV.split && !p.out_is_f32 && p.aligned;
+  // Only gathered variants meet O in f32 or rows that do not start on 16 bytes: in the others the way past shared memory,
+  // several thousand instructions, is not compiled.
+  const bool staged = kV.head_dim_v <= kV.head_dim && !kV.split && (!kV.gather || (!p.out_is_f32 && p.aligned));
   const float kInf = __int_as_float(0x7f800000);
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
