@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <ostream>
 #include <regex>
 #include <string>
 #include <vector>
@@ -22,6 +23,9 @@
 #include "cuda/variants.h"
 
 namespace heed::cuda {
+
+void PrintTo(const Architecture& arch, std::ostream* out) { *out << arch.name; }
+
 namespace {
 
 constexpr NvrtcVersion kHeldTo = {13, 0};
