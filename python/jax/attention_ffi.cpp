@@ -3,13 +3,14 @@
 //
 // Operands and results come in the order of kAttentionTensors, those whose bits are set in `inputs` and `outputs`; XLA's
 // buffers are dense. python/heed/jax.py fills the attributes.
+#include <xla/ffi/api/ffi.h>
+
 #include <cmath>
 #include <string>
 #include <string_view>
 
 #include "../core/tensor_names.h"
 #include "heed/heed.h"
-#include "xla/ffi/api/ffi.h"
 
 namespace heed_jax {
 namespace {

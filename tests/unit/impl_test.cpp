@@ -97,6 +97,8 @@ bool machine_supports(std::string_view row) {
   if (row.ends_with("_avx512")) return cpu.avx512;
   if (row.ends_with("_avx2")) return cpu.avx2;
   if (row.ends_with("_neon")) return cpu.neon;
+  int32_t gpus = 0;
+  if (row.starts_with("cuda/")) return heed_device_count(HEED_DEVICE_CUDA, &gpus) == HEED_OK;
   return true;
 }
 
@@ -107,8 +109,13 @@ void expect_rows_accept_something(const std::vector<std::string>& lines) {
     for (const std::string& line : lines) {
       const Result<ProblemLine> parsed = parse_problem_line(line);
       ASSERT_TRUE(parsed.ok()) << parsed.status().message();
-      const Problem* problem = std::get_if<Problem>(&parsed.value().problem);
-      if (problem != nullptr) accepted += impl->check(*problem, machine()).accepted;
+      if (!std::holds_alternative<Problem>(parsed.value().problem)) continue;
+      Problem problem = std::get<Problem>(parsed.value().problem);
+      if (impl->name.starts_with("cuda/")) {
+        problem.device = Device::kCuda;
+        problem.threads = 0;
+      }
+      accepted += impl->check(problem, machine()).accepted;
     }
     std::cout << "  " << impl->name << ": accepts " << accepted << '\n';
     EXPECT_EQ(accepted > 0, machine_supports(impl->name)) << impl->name;
