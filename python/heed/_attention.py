@@ -2,6 +2,7 @@
 
 import functools
 import math
+import pathlib
 import re
 
 from . import _core
@@ -119,6 +120,11 @@ def lse_shape(q, layout):
     return (shape[0], shape[2], shape[1]) if layout == "bshd" else shape[:3]
 
 
+@functools.cache
+def jax_is_built():
+    return pathlib.Path(__file__).with_name("_jax.so").exists()
+
+
 def check_ndims(q, v, layout):
     """What making the outputs needs; the library checks the rest."""
     for name, array in (("q", q), ("v", v)):
@@ -180,6 +186,20 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, sof
             out_dtype=out_dtype, q_descale=q_descale, k_descale=k_descale, v_descale=v_descale,
             deterministic=deterministic, batch_invariant=batch_invariant, validate=validate,
             num_threads=num_threads, status=status)
+    if framework is Jax:
+        if out is not None or status is not None:
+            raise InvalidArgument("out, status: must be None with JAX arrays, which nothing may change")
+        if jax_is_built():
+            from . import jax as for_jax
+            return for_jax.attention(
+                q, k, v, causal=causal, window=window, softmax_scale=softmax_scale, softcap=softcap, bias=bias,
+                mask=mask, alibi_slopes=alibi_slopes, sinks=sinks, dropout_p=dropout_p, seed=seed,
+                cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k, seqused_q=seqused_q, seqused_k=seqused_k,
+                page_table=page_table, layout=layout, num_splits=num_splits, return_lse=return_lse, backend=backend,
+                layout_kv=layout_kv, q_offset=q_offset, chunk=chunk, leftpad=leftpad, cache_batch_idx=cache_batch_idx,
+                max_seqlen_q=max_seqlen_q, max_seqlen_k=max_seqlen_k, out_dtype=out_dtype, q_descale=q_descale,
+                k_descale=k_descale, v_descale=v_descale, deterministic=deterministic,
+                batch_invariant=batch_invariant, num_threads=num_threads)
     if q_descale is not None or k_descale is not None or v_descale is not None:
         refuse_descales(q_descale, k_descale, v_descale)
     layout_q, layout_kv = layouts_of(layout, layout_kv, cu_seqlens_q, cu_seqlens_k, page_table)

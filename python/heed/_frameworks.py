@@ -70,14 +70,15 @@ class CuPy(NumPy):
 
 
 class Jax(NumPy):
-    """Arrays on the CPU: the result is made in NumPy's memory, which JAX then takes over as it is."""
+    """Arrays on the CPU, outside jax.jit, in a build without heed.jax: the result is made in NumPy's memory, which JAX
+    then takes over as it is."""
 
     @staticmethod
     def empty(like, shape, f32):
         import numpy
-        if next(iter(like.devices())).platform != "cpu":
-            raise NotSupported("q is a JAX array on a GPU: heed.attention takes JAX arrays on the CPU; "
-                               "heed.jax.attention takes them anywhere, under jax.jit too")
+        if not hasattr(like, "devices") or next(iter(like.devices())).platform != "cpu":
+            raise NotSupported("q is a JAX array on a GPU or inside jax.jit: needs heed.jax, which this heed was built "
+                               "without; the nearest is a build where jaxlib is installed")
         return numpy.empty(shape, numpy.float32 if f32 else like.dtype)
 
     @staticmethod

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from . import _core
-from ._attention import (_real, _whole, check_ndims, layouts_of, lse_shape, numbers_of, refuse_descales, renamed,
-                         wants_f32)
+from ._attention import (_real, _whole, check_ndims, jax_is_built, layouts_of, lse_shape, numbers_of, refuse_descales,
+                         renamed, wants_f32)
 from ._core import Error, InvalidArgument, NotSupported
 
 __all__ = ["attention"]
@@ -29,12 +29,11 @@ _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "float64": "f
 
 @functools.cache
 def _register():
-    file = pathlib.Path(__file__).with_name("_jax.so")
-    if not file.exists():
+    if not jax_is_built():
         raise NotSupported("heed.jax: this heed was built where jaxlib was not installed; the nearest is a build with "
                            "jaxlib (pip install --no-build-isolation .), or heed.attention, which takes JAX arrays on "
                            "the CPU")
-    library = ctypes.CDLL(str(file))
+    library = ctypes.CDLL(str(pathlib.Path(__file__).with_name("_jax.so")))
     for platform in ("cpu", "cuda"):
         handler = getattr(library, f"heed_jax_attention_{platform}")
         jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(

@@ -15,6 +15,10 @@ from ._attention import (_whole, append_numbers, attention as straight_attention
 from ._core import Error, InvalidArgument, NotSupported
 from ._frameworks import NumPy, dtype_name
 
+if not hasattr(Tensor, "__dlpack_c_exchange_api__"):
+    raise NotSupported(f"PyTorch {torch.__version__}: heed.torch needs 2.10 or later, whose tensors tell their stream; "
+                       "the nearest is an array of NumPy or CuPy over the same memory")
+
 _library = torch.library.Library("heed", "DEF")
 
 _INPUTS = ("Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mask, Tensor? alibi_slopes, Tensor? sinks, "
