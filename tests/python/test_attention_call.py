@@ -331,3 +331,20 @@ def test_cupy_arrays(qkv):
         stream.synchronize()
     np.testing.assert_allclose(out.get(), textbook(*qkv, True)[0], atol=3e-6)
     np.testing.assert_allclose(lse.get(), textbook(*qkv, True)[1], atol=1e-5)
+
+
+def test_the_package_links_no_framework_and_no_cuda():
+    import pathlib
+    import re
+    import shutil
+    import subprocess
+    if shutil.which("readelf") is None:
+        pytest.skip("no readelf")
+    files = list(pathlib.Path(heed.__file__).parent.glob("*.so*"))
+    assert len(files) >= 2
+    for file in files:
+        needed = re.findall(r"NEEDED.*\[(.+)\]", subprocess.run(["readelf", "-d", file], capture_output=True, text=True,
+                                                              check=True).stdout)
+        system = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "libgcc_s.so.1", "libstdc++.so.6"}
+        foreign = {name for name in needed if name not in system and not name.startswith(("libheed.so", "ld-linux"))}
+        assert not foreign, f"{file.name} needs {foreign}"
