@@ -12,14 +12,16 @@ constexpr int64_t kMostRows = 16;  // queries of a sequence, heads of a group co
 
 int64_t usual_rows(const AttentionProblem& p) { return usual_queries(p) * p.gqa_ratio(); }
 
-// Why decode does not take the problem, whatever its lengths; "" where it does.
-std::string feature_limits(const AttentionProblem& p) {
+// Why decode does not take the problem with so many rows (queries of a sequence times heads of a group); "" where it does.
+std::string feature_limits(const AttentionProblem& p, int64_t rows) {
   if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16)
     return format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype));
   if (p.softcap || p.bias() || p.alibi || p.dropout || p.mask)
     return "takes no softcap, bias, ALiBi, dropout or mask tensor; cuda/attention_fwd_sm80 takes them";
   if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || row_align(p) < 16)
     return "takes rows that start on 16 bytes and multiples of 8 as head dims; cuda/attention_fwd_portable takes any";
+  if (p.out_dtype == Dtype::kF32 && rows > 8)
+    return "writes out in f32 for at most 8 queries, heads of a group counted; cuda/attention_fwd_sm80 takes more";
   return {};
 }
 
@@ -55,7 +57,7 @@ void finish(const AttentionProblem& p, const DecodeTile& tile, const DeviceFacts
 
 Verdict check_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
   if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
-  if (const std::string limit = feature_limits(p); !limit.empty()) return decline(limit);
+  if (const std::string limit = feature_limits(p, usual_rows(p)); !limit.empty()) return decline(limit);
   if (usual_rows(p) > kMostRows) {
     return decline(
         format("is for at most {} queries of a sequence, heads of a group counted, not {}; "
@@ -99,7 +101,7 @@ Configurations configure_attention_decode_sm80(const AttentionProblem& p, const 
 
 Configurations configure_invariant_decode(const AttentionProblem& p, const DeviceFacts& facts) {
   const DecodeTile* const tile = decode_tile(p.head_dim, p.head_dim_v, p.gqa_ratio());
-  if (tile == nullptr || !feature_limits(p).empty()) return {};
+  if (tile == nullptr || !feature_limits(p, p.gqa_ratio()).empty()) return {};
   Configuration c = configuration_of(p, *tile);
   c.max_rows = tile->tile_q;
   c.partial_queries = tile->tile_q / p.gqa_ratio();

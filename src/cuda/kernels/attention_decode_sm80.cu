@@ -296,7 +296,9 @@ __global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast)
         probability[group][1] = movmatrix_trans(cvt_pair<kV.is_bf16>(x[group][2], x[group][3]));
       }
       multiply_pv<kV>(acc_o, f, probability);
-      if (p.out_is_f32) {  // and the part of P that rounding left out: the error bound of f32 has no room for it
+      // And the part of P that rounding left out, as the error bound of f32 has no room for it; sixteen rows have no
+      // registers for it.
+      if (kGroups == 1 && p.out_is_f32) {
         u32 rest[kGroups][2];
 #pragma unroll
         for (int group = 0; group < kGroups; ++group)
@@ -357,9 +359,8 @@ __global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast)
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
     const i64 slot = kV.split ? partial_slot(p, w, head, query) : 0;
     const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
-    const bool empty = kV.split && total == 0.0f;  // combine does not read it
     bool nan = false;
-    for (int column = thread % kThreadsPerRow; column < p.head_dim_v && !empty; column += kThreadsPerRow) {
+    for (int column = thread % kThreadsPerRow; column < p.head_dim_v; column += kThreadsPerRow) {
       float y = 0.0f;
 #pragma unroll
       for (int i = 0; i < kV.warps; ++i) y = fmaf(weight[i], all_o[(i * kV.tile_q + row) * kV.head_dim_v + column], y);
