@@ -168,7 +168,7 @@ __device__ __forceinline__ void clear_gap(const KvAppendParams& p, i64 begin, i6
 }
 
 template <KvAppendVariant kV>
-__global__ void __launch_bounds__(kV.threads) kv_append(const __grid_constant__ KvAppendParams p) {
+__global__ void __launch_bounds__(kV.threads, 4) kv_append(const __grid_constant__ KvAppendParams p) {
   constexpr int kLanes = 32;
   const int lane = threadIdx.x % kLanes;
   const i32 slice = static_cast<i32>(blockIdx.x % p.slices);
