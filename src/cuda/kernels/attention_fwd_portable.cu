@@ -110,7 +110,7 @@ __device__ __forceinline__ void portable_softmax(const AttentionFwdParams& p, co
 }
 
 template <PortableVariant kV>
-__global__ void __launch_bounds__(kPortableThreads)
+__global__ void __launch_bounds__(kPortableThreads, __CUDA_ARCH__ >= 1000 && kV.dim <= 64 ? 3 : 0)  // or it spills
     attention_fwd_portable(const __grid_constant__ AttentionFwdParams p) {
   constexpr int kColumns = 8, kRowsApart = kPortableThreads / kColumns, kPerRow = kPortableThreads / kV.tile_q;
   constexpr int kRowsEach = kV.tile_q / kRowsApart, kKeysEach = kV.tile_k / kColumns, kOutEach = kV.dim / kColumns;
