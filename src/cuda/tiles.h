@@ -26,26 +26,31 @@ struct AttentionFwdTile {
   int blocks;       // of a multiprocessor: what registers are shared among
   int spill_bytes;  // what ptxas may spill, at most 64 and outside the loop
   const char* why;
-  int since = 0;  // major compute capability; before it the row spills
+  int since = 0;  // major compute capability from which on the row serves
 };
 
 // TFLOP/s in the reasons: bf16, 16k tokens, hidden 2048, on an H200.
 inline constexpr AttentionFwdTile kAttentionFwdTiles[] = {
     {32, 32, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 2, 2, 0, "a third block would spill"},
     {32, 32, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 3, 0, "a fourth block would spill"},
+    {32, 32, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 2, 2, 0, "64 keys spill on Blackwell", 10},
     {32, 32, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
 
     {64, 64, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 2, 3, 0, "512 keys: 277 against 243 of 64 keys, twice"},
     {64, 64, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 3, 0, "512 keys: 204"},
+    {64, 64, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 2, 2, 0, "64 keys spill on Blackwell", 10},
     {64, 64, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "a third block would spill"},
 
     {96, 96, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "as tall as registers allow"},
     {96, 96, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "as d128"},
+    {96, 96, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64 keys spill on Blackwell", 10},
     {96, 96, ScoreKind::kModified, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "as d128"},
 
+    {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 48, 4, 1, 2, 0, "64 keys spill on sm_100", 10},
     {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 64, 4, 1, 2, 0, "4k keys: 367 against 347 of 32 keys", 9},
     {128, 128, ScoreKind::kRange, TileHeight::kTall, 128, 32, 4, 1, 2, 0, "64 keys would spill, two stages too"},
     {128, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 2, 2, 0, "causal, 4k: 253 against 313 of 128 rows"},
+    {128, 128, ScoreKind::kModified, TileHeight::kLow, 64, 32, 4, 1, 2, 0, "64 keys spill on Blackwell", 10},
     {128, 128, ScoreKind::kModified, TileHeight::kLow, 64, 48, 4, 1, 2, 0, "64 keys and a mask tensor spill"},
 
     {192, 128, ScoreKind::kRange, TileHeight::kLow, 64, 64, 4, 1, 2, 0, "128 rows would not fit 99 KB"},

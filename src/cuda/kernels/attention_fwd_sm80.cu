@@ -39,7 +39,7 @@ struct Tile {
   static constexpr bool kQInRegisters = kRowTiles * (kV.head_dim / 4 + kV.head_dim_v / 2 + kV.tile_k / 2) <= kRoomForQ;
   // P is half the registers when the next loads are issued. Under masks (4k keys causal at d128: 295 against 316 TFLOP/s)
   // only where registers are short.
-  static constexpr bool kRoundEarly = kV.mask == kMaskNone || kV.gather || kV.blocks > 2;
+  static constexpr bool kRoundEarly = __CUDA_ARCH__ != 900 || kV.mask == kMaskNone || kV.gather || kV.blocks > 2;
   // Blocks that the register budget leaves room for, with some 48 registers for addresses and bounds; more where terms,
   // page look-ups or, before Hopper, masks would spill.
 #if __CUDA_ARCH__ >= 900
