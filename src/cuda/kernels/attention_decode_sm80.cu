@@ -16,7 +16,6 @@
 #include "params.h"
 #include "ptx.cuh"
 #include "rows.cuh"
-#include "score.cuh"
 
 namespace heed::cuda {
 
@@ -96,29 +95,23 @@ __device__ __forceinline__ u32 word_of(const uint4& x, int i) {
   return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
 }
 
-// Scores with every term, hidden ones -inf, in units of log2. s[group][e]: key g + e / 2 * 8, row group * 8 + 2 t + e % 2.
+// Keys that row lane % tile_q sees: held by a lane each and asked for by shuffle, as registers are short in the loop.
+struct LaneRow {
+  i32 lo, hi;
+};
+
+// Hidden scores -inf, in units of log2. s[group][e]: key g + e / 2 * 8, row group * 8 + 2 t + e % 2.
 template <AttentionFwdVariant kV, int kGroups>
 __device__ __forceinline__ void finish_scores(float (&s)[kGroups][4], const AttentionFwdParams& p, const BlockWork& w,
-                                              const RowMap& rows, i32 j0, i32 end, bool whole, float scale_log2,
-                                              int lane) {
+                                              const RowMap& rows, const LaneRow& mine, i32 j0, i32 end, bool whole,
+                                              float scale_log2, int lane) {
   const float kInf = __int_as_float(0x7f800000);
 #pragma unroll
   for (int group = 0; group < kGroups; ++group)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const i32 j = j0 + lane / 4 + e / 2 * 8;
-      if constexpr (kV.modified) {
-        const int row = group * 8 + lane % 4 * 2 + e % 2;
-        const i32 query = rows.query(row);
-        s[group][e] = j < end && query < w.q_len
-                          ? score_of < kV.is_bf16
-                                ? kElementBf16
-                                : kElementF16 > (p, w.b, s[group][e], query, rows.head(row), j, w.offset)
-                          : -kInf;
-      } else {
-        s[group][e] *= scale_log2;
-        if (!whole && j >= end) s[group][e] = -kInf;
-      }
+      s[group][e] *= scale_log2;
+      if (!whole && j0 + lane / 4 + e / 2 * 8 >= end) s[group][e] = -kInf;
     }
   if constexpr (kV.mask != kMaskNone) {
     if (whole) return;
@@ -126,12 +119,12 @@ __device__ __forceinline__ void finish_scores(float (&s)[kGroups][4], const Atte
     for (int group = 0; group < kGroups; ++group)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const i32 query = min(rows.query(group * 8 + lane % 4 * 2 + e), max(0, w.q_len - 1));
-        const KeyRange range = visible_keys(p, w.k_len, query + w.offset);
+        const int row = group * 8 + lane % 4 * 2 + e;
+        const i32 lo = __shfl_sync(0xffffffffu, mine.lo, row), hi = __shfl_sync(0xffffffffu, mine.hi, row);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const i32 j = j0 + lane / 4 + half * 8;
-          if (j < range.lo || j >= range.hi) s[group][half * 2 + e] = -kInf;
+          if (j < lo || j >= hi) s[group][half * 2 + e] = -kInf;
         }
       }
   }
@@ -193,15 +186,18 @@ __device__ __forceinline__ void multiply_pv(float (&acc_o)[kGroups][kOut][4], co
     }
 }
 
-// Blocks of a multiprocessor that registers have to leave room for, 0: ptxas decides. Two are what memory wants; for the
-// sake of one more ptxas spills a few words at D 64, but not Hopper's.
+// Blocks of a multiprocessor that registers have to leave room for, 0: ptxas decides. Eight warps are what memory wants;
+// for the sake of one more block ptxas spills a few words, at D 64 of 16 rows and on Blackwell at D 128.
 template <AttentionFwdVariant kV>
-struct DecodeBlocks {
-  static constexpr int kLeast = __CUDA_ARCH__ == 900 || kV.head_dim > 64 ? 0 : kV.tile_q == 8 ? 3 : 2;
-};
+__device__ constexpr int least_blocks() {
+  constexpr int kWanted = 8 / kV.warps;
+  if (kV.head_dim > 64) return __CUDA_ARCH__ >= 1000 ? kWanted : 0;
+  if (kV.tile_q == 16) return kWanted;
+  return __CUDA_ARCH__ == 900 ? 0 : kWanted + 1;
+}
 
 template <AttentionFwdVariant kV>
-__global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast)
+__global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
     attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
   using F = KeyFragments<kV>;
   constexpr int kGroups = kV.tile_q / 8, kOut = F::kHalves * 4, kThreads = kV.warps * 32;
@@ -253,13 +249,14 @@ __global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast)
         q[group][c][0] = x.x, q[group][c][1] = x.y, q[group][c][2] = x.z, q[group][c][3] = x.w;
       }
     }
-    // Keys that every row sees: there nothing is hidden.
-    i32 full_lo = 0, full_hi = end;
+    LaneRow mine = {0, end};
     if constexpr (kV.mask != kMaskNone) {
-      const i32 last = max(0, w.q_len - 1);
-      full_lo = static_cast<i32>(visible_keys(p, w.k_len, min(rows.query(kV.tile_q - 1), last) + w.offset).lo);
-      full_hi = min(end, static_cast<i32>(visible_keys(p, w.k_len, min(rows.query(0), last) + w.offset).hi));
+      const KeyRange seen = visible_keys(p, w.k_len, min(rows.query(lane % kV.tile_q), max(0, w.q_len - 1)) + w.offset);
+      mine.lo = static_cast<i32>(seen.lo), mine.hi = static_cast<i32>(seen.hi);
     }
+    // Keys that every row sees: there nothing is hidden.
+    const i32 full_lo = kV.mask == kMaskNone ? 0 : __shfl_sync(0xffffffffu, mine.lo, kV.tile_q - 1);
+    const i32 full_hi = kV.mask == kMaskNone ? end : min(end, __shfl_sync(0xffffffffu, mine.hi, 0));
 
 #pragma unroll 1
     for (; j0 < end; j0 += kV.warps * kStep) {
@@ -281,7 +278,7 @@ __global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast)
       }
       reader.load_k(f, next);  // past the end: the last key again, which is not used
 
-      finish_scores<kV>(s, p, w, rows, j0, end, j0 >= full_lo && j0 + kStep <= full_hi, scale_log2, lane);
+      finish_scores<kV>(s, p, w, rows, mine, j0, end, j0 >= full_lo && j0 + kStep <= full_hi, scale_log2, lane);
       float x[kGroups][4];
       if (!exponentials(s, top, x, false)) {
         raise_maxima(s, top, sum, acc_o);
@@ -382,7 +379,7 @@ __global__ void __launch_bounds__(kV.warps * 32, DecodeBlocks<kV>::kLeast)
         store_lse(p, w, head, query, lse);
     }
   }
-  if constexpr (kV.mask != kMaskNone || kV.modified) {
+  if constexpr (kV.mask != kMaskNone) {
     __syncthreads();
     for (int r = warp; r < kV.tile_q; r += kV.warps)
       if (flags[0] >> r & 1) redo_row<kV>(p, w, rows.query(r), rows.head(r), lane);
