@@ -302,7 +302,7 @@ class AttentionJudge {
     finish_slot(Slot::kDq, scale * largest.ds * largest.k, report);
     finish_slot(Slot::kDk, scale * largest.ds * largest.q, report);
     finish_slot(Slot::kDv, largest.p * largest.dout, report);
-    finish_slot(Slot::kDbias, largest.ds, report);
+    finish_slot(Slot::kDbias, (p_.bias_dims & kDimJ) != 0 ? largest.ds : largest.ds_of_row, report);
     if (p_.dsinks) {
       finish_vector("dsinks", a_.dsinks, exact_sums_.dsinks, plain_sums_.dsinks, largest.dsink, report);
     }

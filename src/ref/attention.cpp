@@ -41,6 +41,9 @@ void add_rows(const Real* a, const int64_t* rows, int64_t n, const Real* x, int6
   }
 }
 
+// Up to here the error bounds know nothing of a score's size (docs/decisions/0006, 0008).
+constexpr double kOrdinaryScore = 4;
+
 void raise(double& largest, double x) {
   if (std::isfinite(x)) largest = std::max(largest, std::fabs(x));
 }
@@ -244,7 +247,9 @@ Real AttentionRows<Real>::forward(int64_t h, int64_t i, Real* out) {
   std::fill(out, out + width, row.poisoned ? row.lse : Real{0});
   if (row.poisoned) return row.lse;
   if constexpr (std::is_same_v<Real, double>) {
-    for (const int64_t j : summed_) raise(magnitudes_.turn, p_[j] * (1 - p_[j]) * std::fabs(s_[j]) * keep_scale_);
+    for (const int64_t j : summed_)
+      if (std::fabs(s_[j]) > kOrdinaryScore)
+        raise(magnitudes_.turn, p_[j] * (1 - p_[j]) * (std::fabs(s_[j]) - kOrdinaryScore) * keep_scale_);
   }
   for (const int64_t j : summed_) p_[j] = rounded(p_[j]);
   add_rows(p_.data(), summed_.data(), static_cast<int64_t>(summed_.size()), v_.data(), width, width, out);
@@ -317,18 +322,20 @@ template <class Real>
 void AttentionRows<Real>::note_magnitudes(int64_t i, const Softmax& row, Real delta, Real dlse) {
   const Real rest = std::fabs(delta) + std::fabs(dlse);
   const Real lse = std::isfinite(row.lse) ? std::fabs(row.lse) : Real{0};
-  double dalibi = 0;
+  double ds_of_row = 0, dalibi = 0;
   for (const Real x : q_) raise(magnitudes_.q, x);
   for (const Real x : dout_) raise(magnitudes_.dout, x);
   for (const int64_t j : shown_) {
-    const Real folds = 1 + std::max(std::fabs(s_[j]), lse) / 4;
+    const Real folds = std::max<Real>(1, std::max(std::fabs(s_[j]), lse) / kOrdinaryScore);
     const Real ds = p_[j] * folds * (std::fabs(dp_[j]) + rest);
     raise(magnitudes_.p, p_[j] * folds);
     raise(magnitudes_.ds, ds);
+    ds_of_row += ds;
     dalibi += ds * static_cast<double>(std::abs(i + sequence_.offset - j));
   }
+  raise(magnitudes_.ds_of_row, ds_of_row);
   raise(magnitudes_.dalibi, dalibi);
-  raise(magnitudes_.dsink, row.sink * (1 + lse / 4) * rest);
+  raise(magnitudes_.dsink, row.sink * std::max<Real>(1, lse / kOrdinaryScore) * rest);
 }
 
 template <class Real>

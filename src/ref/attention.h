@@ -45,14 +45,16 @@ struct SummedGradients {
 // Largest magnitudes among finite numbers: what the small terms of the error bound scale with.
 struct Magnitudes {
   double q = 0, k = 0, v = 0, dout = 0;
-  // P_ij (1 - P_ij) |S_ij|, with the dropout's factor: how far a relative error of one score moves out, in units of v.
+  // P_ij (1 - P_ij) (|S_ij| - 4), where positive, with the dropout's factor: how far a relative error of one score moves
+  // out, in units of v. Scores up to 4 count as ordinary: the bounds do not grow with them.
   double turn = 0;
   // Backward, P = exp(S - lse) of two f32 numbers: each is off by half an ulp of its size at least, and P carries that.
-  // So what P enters counts (1 + max(|S|, |lse|) / 4) fold.
-  double p = 1;       // P_ij itself
-  double ds = 0;      // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
-  double dsink = 0;   // P_i,sink (|delta_i| + |dlse_i|)
-  double dalibi = 0;  // sum over a row of |p - j| times what `ds` is of: delta and lse are off alike in all of it
+  // So what P enters counts max(1, |S| / 4, |lse| / 4) fold.
+  double p = 1;      // P_ij itself
+  double ds = 0;     // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
+  double dsink = 0;  // P_i,sink (|delta_i| + |dlse_i|)
+  // Sums over a row, as delta and lse are off alike in all of it: of what `ds` is of, and of |p - j| times that.
+  double ds_of_row = 0, dalibi = 0;
 };
 
 // The rows of one sequence that read one kv head.
