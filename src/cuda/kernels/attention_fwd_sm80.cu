@@ -336,6 +336,7 @@ __global__ void __launch_bounds__(kV.warps * 32, Tile<kV>::kBlocks)
       if (kV.gather && p.out_is_f32 && visible) multiply_pv<kV, false>(acc_o, rest, acc_s, v_here);
     }
   }
+  __syncwarp();  // O takes Q's place: every lane has read Q
   const u32 redo = kV.mask != kMaskNone || kV.modified ? rows_with_nan<kV>(acc_o, lane) : 0;
   write_out<kV>(p, work, rows, acc_o, state.row_max, state.row_sum, warp, lane,
                 q_base + warp * T::kRowTiles * 16 * T::kPitch * 2);
