@@ -142,7 +142,9 @@ def test_opcheck_of_kv_append():
 
 
 def test_compile_without_breaks_or_recompiling():
-    counter = torch._dynamo.testing.CompileCounter()
+    from torch._dynamo.testing import CompileCounter
+
+    counter = CompileCounter()
 
     def layer(q, k, v):
         return heed.attention(q * 2, k, v, causal=True, window=(20, 0)) + 1
