@@ -114,12 +114,30 @@ def features():
     yield long
     for window in (512, 1024, 2048, 4096):
         yield dataclasses.replace(long, label=f"window {window} at 16k", window=window, plain="plain 16k")
+    ungrouped = dataclasses.replace(base, label="plain 32/32", hq=32, hkv=32)
+    yield ungrouped
+    yield dataclasses.replace(ungrouped, label="GQA 32/8", hkv=8, plain="plain 32/32")
+    even = dataclasses.replace(base, label="plain 2k", b=8, sq=2048, sk=2048)
+    yield even
+    lengths = random_lengths(random.Random(2048), 1024, 3072)
+    yield dataclasses.replace(even, label="packed, mean 2k", b=len(lengths), sq=max(lengths), sk=max(lengths),
+                              lengths=lengths, plain="plain 2k")
+
+
+def random_lengths(draw, low, high):
+    """Of packed sequences, TOKENS in all."""
+    lengths = []
+    while sum(lengths) < TOKENS:
+        lengths.append(min(draw.randint(low, high), TOKENS - sum(lengths)))
+    return tuple(lengths)
 
 
 def short():
     """Whole calls of little work, inputs in L2 as after the layer before."""
     for b, h, s in ((1, 16, 1024), (16, 16, 1024), (1, 16, 512), (1, 16, 128), (256, 8, 64), (32, 8, 256)):
         yield Case("short", f"B{b} H{h} S{s}", b, h, h, s, s, 64)
+    yield Case("short", "B1 H16 S1024 causal", 1, 16, 16, 1024, 1024, 64, causal=True)
+    yield Case("short", "B1 H8 S8192", 1, 8, 8, 8192, 8192, 64)
 
 
 def invariant():
@@ -141,13 +159,11 @@ def gqa():
 def varlen():
     """Packed sequences of random lengths, some 16k tokens in all."""
     for d, low, high in ((64, 16, 512), (128, 64, 2048), (128, 1024, 8192)):
-        draw, lengths = random.Random(d + high), []
-        while sum(lengths) < TOKENS:
-            lengths.append(min(draw.randint(low, high), TOKENS - sum(lengths)))
+        lengths = random_lengths(random.Random(d + high), low, high)
         heads = HIDDEN // d
         for causal in (False, True):
             yield Case("varlen", f"d{d} {'causal' if causal else 'full'} {low}..{high}", len(lengths), heads, heads,
-                       max(lengths), max(lengths), d, causal=causal, lengths=tuple(lengths))
+                       max(lengths), max(lengths), d, causal=causal, lengths=lengths)
 
 
 def dtypes():

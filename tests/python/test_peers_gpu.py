@@ -115,6 +115,31 @@ def test_gates_say_what_falls_short():
     assert gates["host time of a call with its plan cached, from C, median of cells"]["measured"] == 2.5
 
 
+def test_gates_of_hopper():
+    rows = []
+    for case in gpu_cases.forward():
+        rows += rows_for(case, {"heed": 100.0, "cudnn": 140.0})
+    for case in gpu_cases.short():
+        rows += rows_for(case, {"heed": 9.0})
+    for case in gpu_cases.features():
+        rows += rows_for(case, {"heed": case.flops / (0.9e9 if "GQA" in case.label else 1e9)})
+    report = report_of(rows)
+    over = {label: ratio for label, _, ratio in gpu_report.Rows(rows).over_best()}
+    assert over["d64 full 512"] == pytest.approx(1.4)  # cuDNN is ahead of FlashAttention-3 there
+    assert over["d64 full 16384"] == pytest.approx(1.4 * 466 / 583)
+    gates = {gate["gate"]: gate for gate in gpu_report.gates(report)}
+    assert gates["forward of cuDNN, d64, geometric mean"]["measured"] == pytest.approx(1.4)
+    name = "forward of the better of cuDNN and FlashAttention-3"
+    least = gates[f"{name}, least cell"]
+    assert least["measured"] == pytest.approx(min(over.values())) and least["note"] == "d64 full 16384"
+    assert 1.15 < gates[f"{name}, geometric mean"]["measured"] < 1.4
+    assert gates["short, B1 H16 S1024 causal"]["passed"] and not gates["short, B1 H16 S128"]["passed"]
+    work = "time over its share of the plain call's work"
+    assert gates[f"packed, mean 2k, {work}"]["passed"] and gates[f"window 1024 at 16k, {work}"]["passed"]
+    assert gates[f"GQA 32/8, {work}"]["measured"] == pytest.approx(1 / 0.9)
+    assert "the better of cuDNN and FlashAttention-3" in gpu_report.text(report)
+
+
 def test_gates_of_first_calls():
     report = report_of([])
     report["startup"] = [{"cache": cache, "problem": "p", "first_call_ms": ms, "second_call_ms": 0.1, "import_ms": 1.0,
