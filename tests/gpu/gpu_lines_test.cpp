@@ -4,10 +4,12 @@
 // HEED_TEST_RANDOM and HEED_TEST_SEED: how many random problems (2,000) and which. HEED_TEST_LINES: files of lines, with
 // colons between, for GpuLines.OfFiles. HEED_TEST_LINE: one line.
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <set>
 
@@ -246,6 +248,69 @@ TEST_F(GpuLines, RandomProblemsAreRight) {
         testing::reduce(failure.line, [&](const std::string& line) { return still_fails(line, failure.row, stream); });
     note("FAILED, made shorter: " + failure.row + " | " + shorter);
   }
+}
+
+// A long while of changing shapes, rows and workspaces on every thread at once. A thread has its own problems, each with its
+// own memory; every 1,000th launch is judged against the reference, every 16th has the bits that its row had before.
+struct SoakProblem {
+  explicit SoakProblem(std::string text) : line(std::move(text)), run(line) {
+    if (run.error().empty()) rows = run.accepting();
+    bits.resize(rows.size());
+  }
+  std::string line;
+  LineRun run;
+  std::vector<std::string> rows;
+  std::vector<std::vector<unsigned char>> bits;  // of each row, once it has run
+};
+
+std::string soak_launch(SoakProblem& problem, size_t row, int fill, bool judged, bool compared, const Stream& stream) {
+  RunStyle style;
+  style.workspace_fill = fill;
+  style.stream = stream.get();
+  std::string failure = problem.run.run(problem.rows[row], style);
+  if (failure.empty() && judged) failure = problem.run.judge();
+  if (!failure.empty() || !(judged || compared)) return failure;
+  std::vector<unsigned char> bits = problem.run.outputs();
+  if (problem.bits[row].empty())
+    problem.bits[row] = std::move(bits);
+  else if (problem.bits[row] != bits)
+    return "other bits than before";
+  return {};
+}
+
+TEST_F(GpuLines, LongRunOverChangingShapes) {
+  constexpr size_t kThreads = 16, kProblems = 24;
+  const auto launches = static_cast<size_t>(testing::environment_number("HEED_TEST_LAUNCHES", 100000)) / kThreads;
+  std::vector<std::string> lines;
+  int left_out = 0;
+  for (const char* file : {"smoke", "varlen", "gqa", "decode", "paged", "robotics"})
+    for (const std::string& line : testing::gpu_lines(file, left_out)) lines.push_back(line);
+  Tally tally;
+  std::atomic<int> num_judged{0};
+  testing::on_threads(kThreads, [&](size_t thread, const Stream& stream) {
+    testing::Random random(20261129 + thread);
+    std::vector<std::unique_ptr<SoakProblem>> problems;
+    for (size_t n = 0; n < kProblems; ++n) {
+      const bool from_file = n % 2 == 0;  // the others are random
+      const std::string line = from_file ? lines[random.in(0, static_cast<int64_t>(lines.size()) - 1)]
+                                         : random_line(20261129, thread * kProblems + n);
+      problems.push_back(std::make_unique<SoakProblem>(line));
+      if (!problems.back()->run.error().empty()) return tally.fail({line, "-", problems.back()->run.error()});
+    }
+    for (size_t n = 0; n < launches && !tally.lost(); ++n) {
+      SoakProblem& problem = *problems[random.in(0, kProblems - 1)];
+      if (problem.rows.empty()) continue;
+      const auto row = static_cast<size_t>(random.in(0, static_cast<int64_t>(problem.rows.size()) - 1));
+      const bool judged = n % 1000 == 15 * thread;
+      const std::string failure =
+          soak_launch(problem, row, static_cast<int>(random.in(0, 255)), judged, n % 16 == 0, stream);
+      num_judged += judged;
+      tally.count(problem.rows[row]);
+      if (!failure.empty()) tally.fail({problem.line, problem.rows[row], failure});
+    }
+  });
+  EXPECT_GE(num_judged.load(), static_cast<int>(launches * kThreads / 1000));
+  tally.report("long run, " + std::to_string(num_judged.load()) + " results judged;");
 }
 
 }  // namespace
