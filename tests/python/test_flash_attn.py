@@ -7,22 +7,10 @@ import sys
 import pytest
 
 torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # small tensors; threads that wait for each other would be most of the time
 heed = pytest.importorskip("heed", reason="needs PYTHONPATH=<build>/python")
 from heed import flash_attn  # noqa: E402
 from heed.flash_attn import bert_padding, hopper  # noqa: E402
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU's results are checked where there is no GPU
-needs_backward = pytest.mark.skipif(DEVICE == "cuda" and "cuda/attention_bwd" not in heed.info(),
-                                    reason="no backward pass on this GPU")
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """Tensors are made on DEVICE unless a test says where."""
-    torch.manual_seed(0)
-    with torch.device(DEVICE):
-        yield
+from torch_device import DEVICE, needs_backward, seeded  # noqa: E402, F401
 
 # Parameters in order with their defaults, as flash_attn 2.8 and flash_attn_3 publish them.
 COMMON2 = ("dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None, "

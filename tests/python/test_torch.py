@@ -7,22 +7,9 @@ import threading
 import pytest
 
 torch = pytest.importorskip("torch")
-torch.set_num_threads(1)  # small tensors; threads that wait for each other would be most of the time
 heed = pytest.importorskip("heed", reason="needs PYTHONPATH=<build>/python")
 import heed.torch  # noqa: E402
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU's results are checked where there is no GPU
-needs_backward = pytest.mark.skipif(DEVICE == "cuda" and "cuda/attention_bwd" not in heed.info(),
-                                    reason="no backward pass on this GPU")
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """Tensors are made on DEVICE unless a test says where."""
-    torch.manual_seed(0)
-    with torch.device(DEVICE):
-        yield
-
+from torch_device import DEVICE, needs_backward, seeded  # noqa: E402, F401
 
 sdpa = torch.nn.functional.scaled_dot_product_attention
 

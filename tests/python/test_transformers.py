@@ -8,20 +8,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 heed = pytest.importorskip("heed", reason="needs PYTHONPATH=<build>/python")
 import heed.transformers  # noqa: E402
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # the CPU's results are checked where there is no GPU
-needs_backward = pytest.mark.skipif(DEVICE == "cuda" and "cuda/attention_bwd" not in heed.info(),
-                                    reason="no backward pass on this GPU")
-
-
-@pytest.fixture(autouse=True)
-def placed():
-    """Tensors are made on DEVICE unless a test says where."""
-    with torch.device(DEVICE):
-        yield
-
-
-torch.set_num_threads(1)  # the models are small; threads that wait for each other would be most of the time
+from torch_device import DEVICE, needs_backward, seeded  # noqa: E402, F401
 
 SIZES = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, head_dim=16, max_position_embeddings=128)
