@@ -1,0 +1,1 @@
+// No test: a source for the headers that tests share precompiled.
