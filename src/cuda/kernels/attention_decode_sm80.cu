@@ -192,8 +192,7 @@ template <AttentionFwdVariant kV>
 __device__ constexpr int least_blocks() {
   constexpr int kWanted = 8 / kV.warps;
   if (kV.head_dim > 64) return __CUDA_ARCH__ >= 1000 ? kWanted : 0;
-  if (kV.tile_q == 16) return kWanted;
-  return __CUDA_ARCH__ == 900 ? 0 : kWanted + 1;
+  return kV.tile_q == 16 ? kWanted : kWanted + 1;
 }
 
 template <AttentionFwdVariant kV>
