@@ -35,7 +35,7 @@ constexpr NvrtcVersion kHeldTo = {13, 0};
 // slowest variant was seen to take from 2.2 s, on two cores of its own, to 3.9 s; the yardstick 0.31 s beside its 2.7 s.)
 constexpr double kLongestSeconds = 3.0, kMedianSeconds = 1.0, kYardstickSeconds = 0.25;
 constexpr size_t kVariantsPerYardstick = 12;
-constexpr size_t kMostVariants = 200;
+constexpr size_t kMostVariants = 200, kMostOnHopper = 300;  // Hopper has two forward kernels
 
 // Of the thread: waiting for other tests is no fault of the kernel.
 double cpu_seconds() {
@@ -135,7 +135,7 @@ TEST_P(KernelBuild, EveryReachableVariant) {
     GTEST_SKIP() << answer;
   }
   const std::vector<KernelVariant> variants = reachable_variants(GetParam());
-  EXPECT_LT(variants.size(), kMostVariants);
+  EXPECT_LT(variants.size(), GetParam().major == 9 ? kMostOnHopper : kMostVariants);
   std::vector<double> seconds, yardsticks;
   int spilling = 0, most_spilt = 0;
   for (const KernelVariant& variant : variants) {

@@ -54,7 +54,7 @@ int64_t check_slices(const AttentionProblem& p, const DeviceFacts& facts) {
 }
 
 struct WorkspaceLayout {
-  int64_t status_bytes = 0, partial_out_offset = 0, partial_lse_offset = 0, bytes = 0;
+  int64_t counter_offset = 0, partial_out_offset = 0, partial_lse_offset = 0, bytes = 0;
   bool fits = true;
 };
 
@@ -69,6 +69,7 @@ WorkspaceLayout workspace_of(const AttentionProblem& p, const Configuration& c) 
     return offset;
   };
   if (needs_check(p)) add(p.batch + 1, 4);
+  if (c.counts_tiles) layout.counter_offset = add(1, 8);
   if (c.split) {
     int64_t partials = 0;
     layout.fits = !__builtin_mul_overflow(partial_rows(p, c), p.nheads_q, &partials) &&
@@ -129,8 +130,9 @@ AttentionFwdParams planned_params(const AttentionProblem& p, const DeviceFacts& 
   // So many heads at a time that their K and V stay in half the L2 cache, heads of a group being one there.
   const int64_t kv_bytes = std::max<int64_t>(1, usual_keys(p) * (p.head_dim + p.head_dim_v) * dtype_bytes(p.dtype));
   const int64_t sharing = c.rows_per_query > 1 ? 1 : p.gqa_ratio();
-  const int64_t sections = std::max<int64_t>(1, facts.l2_bytes / 2 / kv_bytes) * sharing;
+  int64_t sections = std::max<int64_t>(1, facts.l2_bytes / 2 / kv_bytes) * sharing;
   const int64_t heads = c.rows_per_query > 1 ? p.nheads_kv : p.nheads_q;
+  if (c.section_heads > 0) sections = c.section_heads;
   params.heads_per_section = static_cast<i32>(std::min(sections, std::max<int64_t>(1, heads * p.batch)));
   return params;
 }
@@ -140,6 +142,8 @@ struct ForwardStep {
   Launch launch;
   AttentionFwdParams params;
   WorkspaceLayout workspace;
+  int32_t tile_k = 0;
+  bool counts_tiles = false;
   bool checks = false;  // the workspace starts with the sequences' status
   bool split = false;
 };
@@ -193,6 +197,19 @@ Status run_step(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
+Status run_mapped_step(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step,
+                       const AttentionArgs& args) {
+  const auto& mine = *static_cast<const ForwardStep*>(step.params.get());
+  const ContextScope scope(plan.problem.device_index);
+  HEED_RETURN_IF_ERROR(scope.status());
+  AttentionFwdSm90Params params = {};
+  params.common = bind(mine, args);
+  void* const counter =
+      mine.counts_tiles ? static_cast<char*>(args.workspace) + mine.workspace.counter_offset : nullptr;
+  HEED_RETURN_IF_ERROR(map_tensors(plan.problem, mine.tile_k, counter, params));
+  return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
+}
+
 Status clear(void* words, int64_t count, const char* what, const AttentionArgs& args) {
   const size_t bytes = static_cast<size_t>(count) * 4;
   const CUresult result = driver().value()->memset_d8_async(reinterpret_cast<CUdeviceptr>(words), 0, bytes,
@@ -240,6 +257,8 @@ class Steps {
     auto params = std::make_shared<ForwardStep>();
     params->params = planned_params(problem_, facts_, c);
     params->workspace = workspace_;
+    params->tile_k = c.tile_k;
+    params->counts_tiles = c.counts_tiles;
     params->checks = needs_check(problem_);
     params->split = c.split;
     params->launch = std::move(made).value();
@@ -390,7 +409,8 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
     if (c.blocks == 0) continue;
     // Behind check_sequences the kernel may take its places before that has ended: it waits by itself.
     const bool overlaps = facts.major >= 9 && needs_check(problem) && &c == &configurations.front();
-    HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.blocks, run_step, overlaps));
+    HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.grid > 0 ? c.grid : c.blocks,
+                                   c.maps_tensors ? run_mapped_step : run_step, overlaps));
     if (!c.split) continue;
     HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype), combine_blocks(problem, c), run_step,
                                    facts.major >= 9));
@@ -412,6 +432,7 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const De
   using Check = Verdict (*)(const AttentionProblem&, const DeviceFacts&);
   using Configure = Configurations (*)(const AttentionProblem&, const DeviceFacts&);
   constexpr std::pair<Check, Configure> kRows[] = {{check_attention_decode_sm80, configure_attention_decode_sm80},
+                                                   {check_attention_fwd_sm90, configure_attention_fwd_sm90},
                                                    {check_attention_fwd_sm80, configure_attention_fwd_sm80},
                                                    {check_attention_fwd_portable, configure_attention_fwd_portable}};
   Configurations best;

@@ -23,9 +23,13 @@ struct Configuration {
   int32_t rows_per_query = 1;  // query heads of a kv head that share a tile
   int64_t num_tiles_q = 0;     // of a head: of one sequence, packed queries: of all
   int64_t blocks = 0;
-  int32_t max_splits = 1;   // more than one: partials, merged by combine
-  int32_t split_tiles = 0;  // key tiles of a split
-  bool split = false;       // the variant writes partials (a single split does too where the bits must not change)
+  int64_t grid = 0;           // blocks launched where each does several of those, one after the other; 0: as many
+  bool maps_tensors = false;  // the kernel takes AttentionFwdSm90Params
+  bool counts_tiles = false;  // blocks take their tiles from a counter in the workspace
+  int64_t section_heads = 0;  // heads whose K and V share the L2 cache; 0: half of it is theirs
+  int32_t max_splits = 1;     // more than one: partials, merged by combine
+  int32_t split_tiles = 0;    // key tiles of a split
+  bool split = false;         // the variant writes partials (a single split does too where the bits must not change)
   // Two kernels may share a batch: this one takes sequences of so many queries, heads of a group counted; 0: no limit.
   int64_t min_rows = 0, max_rows = 0;
   int64_t partial_queries = 0;  // of a sequence that partials hold; 0: all of them
@@ -79,11 +83,16 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Co
 
 // What each row would do; check() has accepted the problem. Declared here for variants_of and for tests.
 Configurations configure_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Configurations configure_attention_fwd_sm90(const AttentionProblem& problem, const DeviceFacts& facts);
 Configurations configure_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
 Configurations configure_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Verdict check_attention_fwd_sm90(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
+
+// The rest of attention_fwd_sm90's parameters, from the problem and params.common: tensor maps of this run's addresses.
+Status map_tensors(const AttentionProblem& problem, int32_t tile_k, void* counter, AttentionFwdSm90Params& params);
 
 // batch_invariant: how decode does the sequences that have few enough queries by themselves, whatever the capacity; its
 // max_rows says how few. None where decode does not take the problem's features.

@@ -13,6 +13,7 @@ extern const Impl<AttentionProblem> kCpuAttentionBwdAvx2;
 extern const Impl<AttentionProblem> kCpuAttentionBwdNeon;
 extern const Impl<AttentionProblem> kCpuAttentionBwdGeneric;
 extern const Impl<AttentionProblem> kCudaAttentionDecodeSm80;
+extern const Impl<AttentionProblem> kCudaAttentionFwdSm90;
 extern const Impl<AttentionProblem> kCudaAttentionFwdSm80;
 extern const Impl<AttentionProblem> kCudaAttentionFwdPortable;
 extern const Impl<AttentionProblem> kRefAttention;
@@ -24,19 +25,11 @@ extern const Impl<KvAppendProblem> kRefKvAppend;
 template <>
 std::span<const Impl<AttentionProblem>* const> impls<AttentionProblem>() {
   static constexpr const Impl<AttentionProblem>* kRows[] = {
-      &kCpuAttentionFwdAvx512Bf16,
-      &kCpuAttentionFwdAvx512,
-      &kCpuAttentionFwdAvx2,
-      &kCpuAttentionFwdNeon,
-      &kCpuAttentionFwdGeneric,
-      &kCpuAttentionBwdAvx512,
-      &kCpuAttentionBwdAvx2,
-      &kCpuAttentionBwdNeon,
-      &kCpuAttentionBwdGeneric,
-      &kCudaAttentionDecodeSm80,
-      &kCudaAttentionFwdSm80,
-      &kCudaAttentionFwdPortable,
-      &kRefAttention,
+      &kCpuAttentionFwdAvx512Bf16, &kCpuAttentionFwdAvx512,  &kCpuAttentionFwdAvx2,
+      &kCpuAttentionFwdNeon,       &kCpuAttentionFwdGeneric, &kCpuAttentionBwdAvx512,
+      &kCpuAttentionBwdAvx2,       &kCpuAttentionBwdNeon,    &kCpuAttentionBwdGeneric,
+      &kCudaAttentionDecodeSm80,   &kCudaAttentionFwdSm90,   &kCudaAttentionFwdSm80,
+      &kCudaAttentionFwdPortable,  &kRefAttention,
   };
   return kRows;
 }

@@ -73,6 +73,7 @@ TEST(CudaPlan, EveryForwardProblemHasARowAndItsKernelsAreReachable) {
                             Configurations (*)(const AttentionProblem&, const DeviceFacts&)>;
       int accepting = 0;
       for (const Row& row : {Row{check_attention_decode_sm80, configure_attention_decode_sm80},
+                             Row{check_attention_fwd_sm90, configure_attention_fwd_sm90},
                              Row{check_attention_fwd_sm80, configure_attention_fwd_sm80},
                              Row{check_attention_fwd_portable, configure_attention_fwd_portable}}) {
         if (!row.first(p, facts).accepted) continue;
@@ -93,12 +94,18 @@ TEST(CudaPlan, EveryForwardProblemHasARowAndItsKernelsAreReachable) {
 std::string chosen(const std::string& line) {
   const AttentionProblem p = problem_of(line + " device=cuda");
   const DeviceFacts facts = h200();
-  const Configuration decode =
-      check_attention_decode_sm80(p, facts).accepted ? configure_attention_decode_sm80(p, facts)[0] : Configuration();
-  const Configuration fwd =
-      check_attention_fwd_sm80(p, facts).accepted ? configure_attention_fwd_sm80(p, facts)[0] : Configuration();
-  if (!decode.kernel.empty() && (fwd.kernel.empty() || decode.cost_us <= fwd.cost_us)) return decode.kernel;
-  return fwd.kernel.empty() ? configure_attention_fwd_portable(p, facts)[0].kernel : fwd.kernel;
+  Configuration best;  // the first of the cheapest, as the planner takes it
+  const auto ask = [&](const Verdict& verdict,
+                       Configurations (*configure)(const AttentionProblem&, const DeviceFacts&)) {
+    if (!verdict.accepted) return;
+    Configuration mine = configure(p, facts)[0];
+    if (best.kernel.empty() || mine.cost_us < best.cost_us) best = std::move(mine);
+  };
+  ask(check_attention_decode_sm80(p, facts), configure_attention_decode_sm80);
+  ask(check_attention_fwd_sm90(p, facts), configure_attention_fwd_sm90);
+  ask(check_attention_fwd_sm80(p, facts), configure_attention_fwd_sm80);
+  ask(check_attention_fwd_portable(p, facts), configure_attention_fwd_portable);
+  return best.kernel;
 }
 
 TEST(CudaPlan, Choices) {
@@ -107,7 +114,7 @@ TEST(CudaPlan, Choices) {
   EXPECT_EQ(chosen("attention b=128 hq=32 hkv=32 sq=1 sk=1024 d=128 bf16"),
             "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_EQ(chosen("attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
-  EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm80 q128 k32 d64/64");
+  EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm90 q256 k64 d64/64");
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=64 f32").starts_with("attention_fwd_portable f32"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=60 bf16").starts_with("attention_fwd_portable bf16"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=128 d=300 f16").starts_with("attention_fwd_portable f16"));
@@ -181,6 +188,49 @@ TEST(CudaPlan, WhatIsDeclinedIsDeclinedWithASentence) {
   old.major = 7;
   EXPECT_NE(check_attention_fwd_portable(problem_of("attention sq=8 d=64 device=cuda"), old).reason.find("8.0"),
             std::string::npos);
+}
+
+TEST(CudaPlan, HopperForward) {
+  const DeviceFacts facts = h200();
+  const auto verdict = [&](const std::string& line) {
+    return check_attention_fwd_sm90(problem_of("attention " + line + " device=cuda"), facts);
+  };
+  for (const char* line :
+       {"sq=700 d=64 bf16", "sq=700 d=128 f16 causal lse", "sq=70 sk=900 d=72 bf16 window=33,2 sinks",
+        "b=3 hq=8 hkv=2 sq=700 d=192 dv=128 bf16 causal offset=top", "sq=1 d=256 f16 offset=-5 causal"})
+    EXPECT_TRUE(verdict(line).accepted) << line << ": " << verdict(line).reason;
+  const std::pair<const char*, const char*> declined[] = {
+      {"sq=700 d=64", "not f32"},
+      {"sq=700 d=60 bf16", "multiples of 8"},
+      {"sq=700 d=264 bf16", "up to 256"},
+      {"sq=700 d=64 bf16 used_k", "lengths"},
+      {"sq=700 d=64 bf16 softcap", "softcap"},
+      {"sq=700 d=64 bf16 out=f32", "dtype"},
+      {"sq=700 d=64 bf16 align.q=8", "16 bytes"},
+      {"sq=700 d=64 bf16 batch_invariant", "batch_invariant"},
+      {"sq=0 d=64 bf16", "empty"},
+      {"sq=9 sk=2000000000 d=64 bf16", "1073741824"},
+      {"b=2 sq=9 d=64 bf16 strides.k=300000000000,64,64", "strides"}};
+  for (const auto& [line, part] : declined) {
+    EXPECT_FALSE(verdict(line).accepted) << line;
+    EXPECT_NE(verdict(line).reason.find(part), std::string::npos) << line << ": " << verdict(line).reason;
+  }
+  for (const char* other : {"sm_80", "sm_89", "sm_100", "sm_120"})
+    EXPECT_FALSE(
+        check_attention_fwd_sm90(problem_of("attention sq=700 d=64 bf16 device=cuda"), device_of(other)).accepted);
+  // Few rows: small tiles, two a multiprocessor; many: as many blocks as fit, those under causal masks from a counter.
+  const auto planned = [&](const std::string& line) {
+    return configure_attention_fwd_sm90(problem_of("attention " + line + " device=cuda"), facts)[0];
+  };
+  const Configuration few = planned("hq=16 sq=1024 d=64 bf16"), many = planned("b=16 hq=32 sq=1024 d=64 bf16 causal");
+  EXPECT_EQ(few.tile_q, 64);
+  EXPECT_EQ(few.grid, few.blocks);
+  EXPECT_FALSE(few.counts_tiles);
+  EXPECT_EQ(many.tile_q, 256);
+  EXPECT_EQ(many.grid, facts.multiprocessors);
+  EXPECT_TRUE(many.counts_tiles);
+  EXPECT_GE(many.section_heads * many.num_tiles_q, 2 * many.grid);
+  EXPECT_FALSE(planned("b=16 hq=16 sq=1024 d=128 bf16").counts_tiles);
 }
 
 TEST(CudaPlan, TypicalDevices) {

@@ -519,7 +519,7 @@ TEST(Tiles, EveryHeadDimUpTo256) {
 TEST(Variants, FewAndWithinTheDevice) {
   for (const Architecture& arch : kArchitectures) {
     const std::vector<KernelVariant> variants = reachable_variants(arch);
-    EXPECT_LT(variants.size(), 200u);
+    EXPECT_LT(variants.size(), arch.major == 9 ? 300u : 200u);  // Hopper has two forward kernels
     for (const KernelVariant& variant : variants) {
       EXPECT_LE(variant.shared_bytes, arch.shared_limit) << variant.key.expression;
       EXPECT_NE(std::string(variant.why), "") << variant.key.expression;

@@ -38,7 +38,8 @@ bool any_of(const std::vector<WantedKernel>& kernels, const std::string& part) {
 TEST(WantedKernels, EachOnceWithThoseAroundIt) {
   const auto plain = kernels_of({"attention b=16 hq=16 sq=512 d=64 bf16"}, "sm_90a");
   ASSERT_EQ(plain.size(), 1u);
-  EXPECT_TRUE(any_of(plain, "attention_fwd_sm80"));
+  EXPECT_TRUE(any_of(plain, "attention_fwd_sm90"));
+  EXPECT_TRUE(any_of(kernels_of({"attention b=16 hq=16 sq=512 d=64 bf16"}, "sm_89"), "attention_fwd_sm80"));
   EXPECT_EQ(plain[0].arch, "sm_90a");
   EXPECT_EQ(
       kernels_of({"attention b=16 hq=16 sq=512 d=64 bf16", "attention b=17 hq=16 sq=512 d=64 bf16"}, "sm_90a").size(),

@@ -11,9 +11,10 @@ namespace heed::cuda {
 // A row whose output is NaN, computed again key by key with hidden and dropped rows of V left out: 0 times the NaN or Inf
 // that such a row may hold is NaN. By one warp, 32 keys at a time: a lane a key for the scores, a lane a column for O.
 // Cold: it happens only where the inputs hold NaN or Inf.
-template <AttentionFwdVariant kV>
-__device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head,
-                                         int lane) {
+// store(column, value) takes O where it is no partial.
+template <AttentionFwdVariant kV, class Store>
+__device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head, int lane,
+                                         const Store& store) {
   constexpr int kElement = kV.is_bf16 ? kElementBf16 : kElementF16, kColumns = (kV.head_dim_v + 31) / 32;
   constexpr float kLog2e = 1.44269504088896f, kLn2 = 0.693147180559945f;
   const float kInf = __int_as_float(0x7f800000);
@@ -72,19 +73,15 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
     top = both;
   }
   const float inverse = sum == 0.0f ? 0.0f : factor * p.dropout_scale / sum;
-  const i64 at = kV.split ? partial_slot(p, w, head, query) * p.head_dim_v
-                          : w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
+  const i64 at = kV.split ? partial_slot(p, w, head, query) * p.head_dim_v : 0;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int column = c * 32 + lane;
     if (column >= p.head_dim_v) continue;
-    const float y = acc[c] * inverse;
-    if (kV.split)
-      p.partial_out[at + column] = y;
-    else if (p.out_is_f32)
-      static_cast<float*>(p.out)[at + column] = y;
+    if constexpr (kV.split)
+      p.partial_out[at + column] = acc[c] * inverse;
     else
-      static_cast<unsigned short*>(p.out)[at + column] = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
+      store(column, acc[c] * inverse);
   }
   const float lse = sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
   if (lane == 0) {
@@ -93,6 +90,18 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
     else
       store_lse(p, w, head, query, lse);
   }
+}
+
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head,
+                                         int lane) {
+  const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
+  redo_row<kV>(p, w, query, head, lane, [&](int column, float y) {
+    if (p.out_is_f32)
+      static_cast<float*>(p.out)[at + column] = y;
+    else
+      static_cast<unsigned short*>(p.out)[at + column] = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
+  });
 }
 
 // One row of O straight from registers: partials, f32 output, unaligned rows.

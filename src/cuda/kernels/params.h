@@ -46,6 +46,22 @@ struct Strides4 {
   i64 b, h, i, j;
 };
 
+// One compiled attention_fwd_sm90.
+struct AttentionFwdSm90Variant {
+  int is_bf16 = 0;
+  int head_dim = 64;  // padded to a multiple of 16
+  int head_dim_v = 64;
+  int consumers = 2;  // warpgroups of 64 query rows
+  int tile_k = 128;
+  int stages = 2;  // of K and V each
+  int rings = 1;   // 1: a stage holds K of a tile and V of the tile before it; 2: K and V come and go by themselves
+  int q_in_registers = 0;
+  int ping_pong = 0;  // consumers issue their products in turn
+  int blocks = 1;     // of a multiprocessor
+  int mask = kMaskNone;
+  int has_lower_end = 0;  // rows do not see the first keys either
+};
+
 struct AttentionFwdParams {
   const void* q;  // [batch, seqlen_q, nheads_q, head_dim] by strides
   const void* k;  // [batch, seqlen_k, nheads_kv, head_dim]; pages: [num_pages, page_size, nheads_kv, head_dim]
@@ -115,6 +131,28 @@ struct AttentionFwdParams {
   // Rows of partials are (sequence, query), so many queries a sequence; 0: batch * seqlen_q, packed total_q.
   i64 partial_queries;
   i32 check_slices;  // blocks of check_sequences that share a sequence's pages; above 1 all status words start as 0
+};
+
+// How a bulk copy finds its way in a tensor, as the driver encodes it.
+struct alignas(64) TensorMap {
+  u64 opaque[16];
+};
+
+constexpr int kTileBits = 24;
+
+struct AttentionFwdSm90Params {
+  // [sequence, head, row, column], boxes of 64 columns: q and out of 64 rows, k and v of tile_k
+  TensorMap q_map, k_map, v_map, out_map;
+  AttentionFwdParams common;
+  i32 num_work_tiles;  // tiles of rows of all heads and sequences
+  // Where blocks take their next tile of rows from; null: each takes every gridDim-th. The low kTileBits count, the others
+  // are `mark`: whatever else lies there before the run is not marked, so that it needs no clearing, and the run that is
+  // over leaves 0.
+  u64* next_tile;
+  u64 mark;
+  // Row i sees keys j with i + lo_shift <= j < i + hi_shift: windows and offset in one, kept within 2^30 either way.
+  i32 lo_shift, hi_shift;
+  i32 offset;  // position of row i: i + offset
 };
 
 struct KvAppendParams {

@@ -1,0 +1,216 @@
+// The row cuda/attention_fwd_sm90: f16 and bf16 by bulk copies and warpgroup products, on Hopper.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <random>
+
+#include "base/format.h"
+#include "cuda/attention_fwd.h"
+
+namespace heed::cuda {
+namespace {
+
+constexpr i32 kFarthest = 1 << 30;  // row + shift stays within 31 bits
+
+bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0; }
+
+// Strides that a bulk copy can take: none backwards.
+// Of a dimension of one nothing is asked.
+bool strides_fit(const std::array<int64_t, 4>& strides, const std::array<int64_t, 3>& sizes) {
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] > 1 && (strides[i] < 0 || strides[i] >= int64_t{1} << 38)) return false;
+  return true;
+}
+
+bool tensors_fit(const AttentionProblem& p) {
+  const std::array<int64_t, 3> of_q = {p.batch, p.nheads_q, p.seqlen_q}, of_k = {p.batch, p.nheads_kv, p.seqlen_k};
+  return strides_fit(p.strides(Slot::kQ), of_q) && strides_fit(p.strides(Slot::kOut), of_q) &&
+         strides_fit(p.strides(Slot::kK), of_k) && strides_fit(p.strides(Slot::kV), of_k);
+}
+
+int64_t offset_of(const AttentionProblem& p) {
+  return p.offset_kind == OffsetKind::kBottomRight ? p.seqlen_k - p.seqlen_q
+         : p.offset_kind == OffsetKind::kTopLeft   ? 0
+                                                   : p.q_offset;
+}
+
+// [sequence, head, row, column] as the driver counts dimensions, the innermost first.
+Status encode(const char* name, const void* data, Dtype dtype, i64 columns, i64 rows, i64 heads, i64 sequences,
+              const Strides3& stride, uint32_t box_rows, TensorMap& map) {
+  constexpr int32_t kFloat16 = 6, kBfloat16 = 9, kNoInterleave = 0, kSwizzle128 = 3, kPromoteL2To256 = 3, kFillZero = 0;
+  const auto bytes = [](i64 size, i64 elements) { return static_cast<uint64_t>(size > 1 ? elements * 2 : 16); };
+  const uint64_t sizes[4] = {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), static_cast<uint64_t>(heads),
+                             static_cast<uint64_t>(sequences)};
+  const uint64_t strides[3] = {bytes(rows, stride.s), bytes(heads, stride.h), bytes(sequences, stride.b)};
+  const uint32_t box[4] = {64, box_rows, 1, 1}, every[4] = {1, 1, 1, 1};
+  const CUresult result = driver().value()->tensor_map_encode_tiled(
+      reinterpret_cast<CUtensorMap*>(&map), dtype == Dtype::kBf16 ? kBfloat16 : kFloat16, 4, const_cast<void*>(data),
+      sizes, strides, box, every, kNoInterleave, kSwizzle128, kPromoteL2To256, kFillZero);
+  if (result == kCudaSuccess) return {};
+  return driver_error(result, format("cuTensorMapEncodeTiled({} at {}, {} x {} x {} x {}, strides {} {} {} bytes)",
+                                     name, data, sequences, heads, rows, columns, strides[2], strides[1], strides[0]));
+}
+
+i32 near(int64_t shift) { return static_cast<i32>(std::clamp<int64_t>(shift, -kFarthest, kFarthest)); }
+
+// A shift by a window that may be as large as it likes.
+i32 shifted(int64_t offset, int64_t by) {
+  int64_t sum = 0;
+  return __builtin_add_overflow(offset, by, &sum) ? (by < 0 ? -kFarthest : kFarthest) : near(sum);
+}
+
+// No memory holds this by chance: 40 random bits, drawn once a process.
+u64 counter_mark() {
+  static const u64 mark = [] {
+    std::random_device source;
+    return ((u64{source()} << 32 | source()) | 1) << kTileBits;
+  }();
+  return mark;
+}
+
+// What a block multiplies and adds in a microsecond, by padded head dim; blocks that share a multiprocessor share its rate.
+double rate_of(const AttentionFwdSm90Tile& t, const Configuration& c, const DeviceFacts& facts) {
+  const double full = t.head_dim <= 64 ? 4.4e6 : t.head_dim <= 96 ? 4.8e6 : 5.3e6;
+  const double sharing = std::ceil(static_cast<double>(c.grid) / std::max(1, facts.multiprocessors));
+  return (t.shape == Sm90Shape::kShort ? 0.75 : t.ranges ? 0.95 : 1.0) * full / std::max(1.0, sharing);
+}
+
+// Blocks do their tiles one after the other: the fullest block's time.
+double cost_of(const AttentionProblem& p, const Configuration& c, const AttentionFwdSm90Tile& t,
+               const DeviceFacts& facts) {
+  const double keys = static_cast<double>(p.seqlen_k), all = static_cast<double>(p.batch * p.nheads_q * p.seqlen_q);
+  const double visible = flops(p) / (2.0 * all * keys * static_cast<double>(p.head_dim + p.head_dim_v));
+  const double of_a_tile = 2.0 * c.tile_q * keys * (t.head_dim + t.head_dim_v) * std::min(1.0, visible);
+  const double turns = std::ceil(static_cast<double>(c.blocks) / static_cast<double>(std::max<int64_t>(1, c.grid)));
+  const double multiplying = turns * of_a_tile / rate_of(t, c, facts);
+  const double moving = bytes(p) / (20e3 * std::max(1, facts.multiprocessors));
+  return 3.0 + std::max(multiplying, moving);
+}
+
+// K and V of a section stay in the L2 cache; and it has tiles enough to end with short ones everywhere.
+int64_t section_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {
+  const int64_t kv_bytes = p.seqlen_k * (p.head_dim + p.head_dim_v) * dtype_bytes(p.dtype);
+  const int64_t fitting = std::max<int64_t>(1, facts.l2_bytes * 3 / 4 / kv_bytes) * p.gqa_ratio();
+  return std::max(fitting, 2 * c.grid / std::max<int64_t>(1, c.num_tiles_q));
+}
+
+Configuration configuration_of(const AttentionProblem& p, Sm90Shape shape, const DeviceFacts& facts) {
+  const AttentionFwdSm90Tile& tile = *attention_fwd_sm90_tile(p.head_dim, p.head_dim_v, has_ranges(p), shape);
+  Configuration c;
+  c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v);
+  c.variant = attention_fwd_sm90_variant(p.dtype == Dtype::kBf16, p.window_left >= 0, tile);
+  c.tile_q = tile_q(tile);
+  c.tile_k = tile.tile_k;
+  c.maps_tensors = true;
+  cut_rows(p, c);
+  c.grid = std::min<int64_t>(c.blocks, int64_t{tile.blocks} * std::max(1, facts.multiprocessors));
+  // Rows that differ in length go to whichever block is free, the longest first. With D 64 others do as well: 1 % faster.
+  const bool differ = p.window_right >= 0 && p.window_left < 0;
+  const bool has_several = c.blocks > c.grid && c.blocks < int64_t{1} << (kTileBits - 1);
+  c.counts_tiles = has_several && (differ || (tile.head_dim == 64 && p.window_left < 0));
+  c.section_heads = section_of(p, c, facts);
+  c.cost_us = cost_of(p, c, tile, facts);
+  return c;
+}
+
+}  // namespace
+
+Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& facts) {
+  constexpr const char* kNearest = "cuda/attention_fwd_sm80 takes it";
+  if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
+  if (facts.major != 9) {
+    return decline(format("is built of Hopper's instructions; device {} ({}) has compute capability {}.{}", facts.index,
+                          facts.name, facts.major, facts.minor));
+  }
+  if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16) {
+    return decline(format("multiplies f16 and bf16, not {}", dtype_name(p.dtype)));
+  }
+  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 ||
+      attention_fwd_sm90_tile(p.head_dim, p.head_dim_v, has_ranges(p), Sm90Shape::kLong) == nullptr) {
+    return decline(
+        format("takes multiples of 8 up to 256 as head_dim and head_dim_v, not {} and {}; "
+               "cuda/attention_fwd_portable takes any up to 512",
+               p.head_dim, p.head_dim_v));
+  }
+  if (p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() || p.cache_batch > 0) {
+    return decline(format("takes no lengths or pages from the device; {}", kNearest));
+  }
+  if (p.softcap || p.bias() || p.alibi || p.mask || p.dropout || p.chunk > 0) {
+    return decline(format("takes no softcap, bias, ALiBi, mask tensor, dropout or chunk; {}", kNearest));
+  }
+  if (p.out_dtype != p.dtype) return decline(format("writes out in the inputs' dtype only; {}", kNearest));
+  if (p.batch_invariant || p.splits > 1)
+    return decline(format("neither splits keys nor batch_invariant; {}", kNearest));
+  if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
+  if (p.batch < 1 || p.nheads_q < 1 || p.seqlen_q < 1 || p.seqlen_k < 1) {
+    return decline(format("takes no empty tensors; {}", kNearest));
+  }
+  if (p.seqlen_q > kFarthest || p.seqlen_k > kFarthest || std::abs(offset_of(p)) > kFarthest) {
+    return decline(format("takes at most {} queries and keys, and q_offset as large; {}", kFarthest, kNearest));
+  }
+  if (!tensors_fit(p)) {
+    return decline(format("takes strides from 0 on only, below 2^38 elements; {}", kNearest));
+  }
+  return accept_if_it_fits(configure_attention_fwd_sm90(p, facts), "");
+}
+
+Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& facts) {
+  Configuration best = configuration_of(p, Sm90Shape::kLong, facts);
+  Configuration small = configuration_of(p, Sm90Shape::kShort, facts);
+  if (small.cost_us < best.cost_us) best = std::move(small);
+  return {best};
+}
+
+Status map_tensors(const AttentionProblem& p, int32_t tile_k, void* counter, AttentionFwdSm90Params& params) {
+  constexpr uint32_t kConsumerRows = 64;
+  AttentionFwdParams& c = params.common;
+  // A hidden score times the scale must be -inf: 0 becomes the least number above it.
+  if (c.softmax_scale_log2 == 0.0f) c.softmax_scale_log2 = std::numeric_limits<float>::denorm_min();
+  HEED_RETURN_IF_ERROR(
+      encode("q", c.q, p.dtype, c.head_dim, c.seqlen_q, c.nheads_q, c.batch, c.q_stride, kConsumerRows, params.q_map));
+  HEED_RETURN_IF_ERROR(encode("k", c.k, p.dtype, c.head_dim, c.seqlen_k, c.nheads_kv, c.batch, c.k_stride,
+                              static_cast<uint32_t>(tile_k), params.k_map));
+  HEED_RETURN_IF_ERROR(encode("v", c.v, p.dtype, c.head_dim_v, c.seqlen_k, c.nheads_kv, c.batch, c.v_stride,
+                              static_cast<uint32_t>(tile_k), params.v_map));
+  HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, c.seqlen_q, c.nheads_q, c.batch, c.out_stride,
+                              kConsumerRows, params.out_map));
+  const int64_t offset = offset_of(p);
+  params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * c.batch);
+  params.lo_shift = c.window_left >= 0 ? shifted(offset, -c.window_left) : -kFarthest;
+  params.hi_shift = c.window_right >= 0 ? shifted(offset + 1, c.window_right) : kFarthest;
+  params.offset = static_cast<i32>(offset);
+  params.next_tile = static_cast<u64*>(counter);
+  params.mark = counter_mark();
+  return {};
+}
+
+namespace {
+
+Verdict check(const AttentionProblem& problem, const Machine&) {
+  return check_on_device(problem, check_attention_fwd_sm90);
+}
+
+double cost_us(const AttentionProblem& problem, const Machine&) {
+  return configure_attention_fwd_sm90(problem, *device_facts(problem.device_index).value()).front().cost_us;
+}
+
+Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
+  const DeviceFacts& facts = *device_facts(problem.device_index).value();
+  return prepare_attention_fwd(problem, facts, configure_attention_fwd_sm90(problem, facts), plan);
+}
+
+}  // namespace
+}  // namespace heed::cuda
+
+namespace heed {
+
+extern const Impl<AttentionProblem> kCudaAttentionFwdSm90;
+const Impl<AttentionProblem> kCudaAttentionFwdSm90 = {"cuda/attention_fwd_sm90",
+                                                      "f16 and bf16 by bulk copies and warpgroup products, Hopper",
+                                                      false,
+                                                      cuda::check,
+                                                      cuda::cost_us,
+                                                      cuda::prepare};
+
+}  // namespace heed

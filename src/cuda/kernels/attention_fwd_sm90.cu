@@ -1,0 +1,600 @@
+// Attention forward for Hopper (sm_90a) with bulk tensor copies, warpgroup products and registers handed from the loading
+// warps to the others.
+//
+//   O = softmax(scale Q K^T) V under masks that are ranges      Q [rows, D]  K [keys, D]  V [keys, Dv]  O [rows, Dv], f16, bf16
+//
+// A block owns tiles of 64 * consumers query rows of one (sequence, head), one after the other, and walks the keys of each in
+// tiles of tile_k from last to first.
+//
+// Roles      warpgroups 0 .. consumers - 1 own 64 rows each; one thread of the last warpgroup issues all loads.
+// Memory     Q [consumer][D / 64][64 rows][128 B] | K [stage][D / 64][tile_k][128 B] | V like K | O like Q, or in Q's place |
+//            barriers. In a row of 128 bytes, 16-byte unit u of row r lies at u ^ (r % 8).
+// Barriers   full (the loading thread's arrival and the bytes) and empty (an arrival of each consumer warp) for every stage,
+//            and for every consumer's Q.
+// Producer   with one ring, stage i holds K of a key tile and V of the tile before it, which is what one step needs; with two,
+//            K and V have stages of their own, and K is given back before P V has ended.
+// Consumer   a step issues S = Q K^T of tile n and O += P V of tile n + 1, and works out P of tile n while P V and the other
+//            consumers run.
+// Kept maximum  after a row's first tile its maximum so far stays the reference of the exponent. Floats round alike at any
+//            scale, so later tiles need no maximum, no shuffle and no rescale; a warp in which a thread's sum over a tile
+//            passes 2^15 (f16 holds 2^16) computes S again by mma.sync, whose fragments are those of wgmma, from K, still in
+//            shared memory, and takes the exact step: that concerns no other warp.
+#include "mma_sm90.cuh"
+#include "output.cuh"
+#include "params.h"
+#include "ptx.cuh"
+#include "rows.cuh"
+#include "score.cuh"
+#include "work_sm90.cuh"
+
+namespace heed::cuda {
+
+// ---- producer ---------------------------------------------------------------------------------------------------------
+
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 shared, const Barriers<kV>& barriers) {
+  using L = Layout<kV>;
+  Ring<kV.stages> k_ring{0, 1}, v_ring{0, 1};
+  u32 q_parity = 1;
+  const u32 total = static_cast<u32>(a.num_work_tiles);
+  u32 next;
+  for (u32 index = blockIdx.x; index < total; index = next) {
+    next = tile_after(a, index);
+    const Work work = work_at<kV>(a.common, index);
+    const i32 head_kv = work.head / a.common.gqa_ratio;
+    const Visible<kV> visible{a, static_cast<i32>(a.common.seqlen_k)};
+    const i32 last_row = min(work.row0 + L::kTileQ, static_cast<i32>(a.common.seqlen_q)) - 1;
+    const TileRange range = tiles_of_rows<kV>(visible, work.row0, last_row);
+
+    auto load_k = [&](i32 n, u32 barrier) {
+#pragma unroll
+      for (int c = 0; c < L::kChunks; ++c)
+        tma_load(shared + L::kK + k_ring.stage * L::kBytesK + c * L::kChunkK, a.k_map, barrier, c * 64, n * kV.tile_k,
+                 head_kv, work.b, kEvictLast);
+    };
+    auto load_v = [&](i32 n, int stage, u32 barrier) {
+#pragma unroll
+      for (int c = 0; c < L::kChunksV; ++c)
+        tma_load(shared + L::kVAt + stage * L::kBytesV + c * L::kChunkK, a.v_map, barrier, c * 64, n * kV.tile_k,
+                 head_kv, work.b, kEvictLast);
+    };
+    // K of tile n and V of the tile after it, where there are such.
+    auto stage = [&](i32 n) {
+      const bool has_k = n >= range.begin, has_v = n + 1 < range.end;
+      if constexpr (kV.rings == 1) {
+        const u32 full = barriers.k_full(k_ring.stage);
+        mbarrier_wait(barriers.k_empty(k_ring.stage), k_ring.parity);
+        mbarrier_arrive_expect_tx(full, (has_k ? L::kBytesK : 0) + (has_v ? L::kBytesV : 0));
+        if (has_k) load_k(n, full);
+        if (has_v) load_v(n + 1, k_ring.stage, full);
+        k_ring.next();
+      } else {
+        if (has_k) {
+          mbarrier_wait(barriers.k_empty(k_ring.stage), k_ring.parity);
+          mbarrier_arrive_expect_tx(barriers.k_full(k_ring.stage), L::kBytesK);
+          load_k(n, barriers.k_full(k_ring.stage));
+          k_ring.next();
+        }
+        if (has_v) {
+          mbarrier_wait(barriers.v_empty(v_ring.stage), v_ring.parity);
+          mbarrier_arrive_expect_tx(barriers.v_full(v_ring.stage), L::kBytesV);
+          load_v(n + 1, v_ring.stage, barriers.v_full(v_ring.stage));
+          v_ring.next();
+        }
+      }
+    };
+
+    const bool any = range.end > range.begin;
+    for (int consumer = 0; consumer < kV.consumers; ++consumer) {
+      mbarrier_wait(barriers.q_empty(consumer), q_parity);
+      store_shared(barriers.q_tile(consumer), index);
+      mbarrier_arrive_expect_tx(barriers.q_full(consumer), L::kBytesQ);
+#pragma unroll
+      for (int c = 0; c < L::kChunks; ++c)
+        tma_load(shared + consumer * L::kBytesQ + c * L::kChunkQ, a.q_map, barriers.q_full(consumer), c * 64,
+                 work.row0 + consumer * 64, work.head, work.b, kEvictFirst);
+      if (consumer == 0 && any) stage(range.end - 1);
+    }
+    q_parity ^= 1;
+    if (any)
+      for (i32 n = range.end - 2; n >= range.begin - 1; --n) stage(n);
+  }
+  for (int consumer = 0; consumer < kV.consumers; ++consumer) {
+    mbarrier_wait(barriers.q_empty(consumer), q_parity);
+    store_shared(barriers.q_tile(consumer), kNoMore);
+    mbarrier_arrive(barriers.q_full(consumer));
+  }
+}
+
+// ---- products ---------------------------------------------------------------------------------------------------------
+
+// Q of a consumer: fragments in registers, or the low word of its descriptor.
+template <AttentionFwdSm90Variant kV>
+struct Queries {
+  u32 fragments[kV.q_in_registers ? kV.head_dim / 16 : 1][4];
+  u32 low;
+};
+
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void multiply_qk(float (&acc_s)[Layout<kV>::kScores], const Queries<kV>& q, u32 k_low) {
+#pragma unroll
+  for (int j = 0; j < kV.head_dim / 16; ++j) {
+    const u64 b = descriptor(k_low + j / 4 * (Layout<kV>::kChunkK / 16) + j % 4 * 2);
+    if constexpr (kV.q_in_registers) {
+      if (j == 0)
+        wgmma_rs<kV.is_bf16, false, false>(acc_s, q.fragments[j], b);
+      else
+        wgmma_rs<kV.is_bf16, true, false>(acc_s, q.fragments[j], b);
+    } else {
+      const u64 x = descriptor(q.low + j / 4 * (Layout<kV>::kChunkQ / 16) + j % 4 * 2);
+      if (j == 0)
+        wgmma_ss<kV.is_bf16, false>(acc_s, x, b);
+      else
+        wgmma_ss<kV.is_bf16, true>(acc_s, x, b);
+    }
+  }
+  wgmma_commit();
+}
+
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void multiply_pv(float (&acc_o)[Layout<kV>::kOut],
+                                            const u32 (&probability)[Layout<kV>::kKeySteps][4], u32 v_low) {
+#pragma unroll
+  for (int j = 0; j < Layout<kV>::kKeySteps; ++j)
+    wgmma_rs<kV.is_bf16, true, true>(acc_o, probability[j], descriptor(v_low + j * 128));
+  wgmma_commit();
+}
+
+// S of this warp's 16 rows once more, where the kept maximum did not hold.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void multiply_qk_again(float (&acc_s)[Layout<kV>::kScores], u32 q, u32 k) {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // volatile: keeps these addresses out of the loop's registers
+  const int lane = thread % 32, warp = thread / 32 % 4;
+#pragma unroll
+  for (int i = 0; i < Layout<kV>::kScores; ++i) acc_s[i] = 0.0f;
+#pragma unroll 1
+  for (int kk = 0; kk < kV.head_dim / 16; ++kk) {
+    u32 a[4], b[4];
+    const int chunk = kk / 4, unit = kk % 4 * 2, row = warp * 16 + lane % 16, key = lane % 8 + lane / 16 * 8;
+    ldmatrix_x4(a, q + chunk * Layout<kV>::kChunkQ + row * 128 + (((unit + lane / 16) ^ (row % 8)) << 4));
+    const u32 k_lane = k + chunk * Layout<kV>::kChunkK + key * 128 + (((unit + lane / 8 % 2) ^ (key % 8)) << 4);
+#pragma unroll
+    for (int j = 0; j < Layout<kV>::kKeySteps; ++j) {
+      ldmatrix_x4(b, k_lane + j * 16 * 128);
+      mma_m16n8k16<kV.is_bf16>(reinterpret_cast<float(&)[4]>(acc_s[j * 8]), a, b[0], b[1]);
+      mma_m16n8k16<kV.is_bf16>(reinterpret_cast<float(&)[4]>(acc_s[j * 8 + 4]), a, b[2], b[3]);
+    }
+  }
+}
+
+// ---- softmax ----------------------------------------------------------------------------------------------------------
+
+// This thread's rows, g and g + 8 of its warp's 16. Maxima in units of log2; sums of this thread's columns, until the end.
+// Register i of scores is row i / 2 % 2, key i / 4 * 8 + i % 2 (behind the thread's first).
+struct Softmax {
+  float row_max[2], row_sum[2], alpha[2];
+};
+
+// Keys at or past hi, and before lo, of this thread's two rows; both counted from the thread's first key of the tile.
+template <int kScores>
+__device__ __forceinline__ void hide_from(float (&acc_s)[kScores], const i32 (&hi)[2], float hidden) {
+#pragma unroll
+  for (int i = 0; i < kScores; ++i)
+    if (i / 4 * 8 + i % 2 >= hi[i / 2 % 2]) acc_s[i] = hidden;
+}
+template <int kScores>
+__device__ __forceinline__ void hide_before(float (&acc_s)[kScores], const i32 (&lo)[2], float hidden) {
+#pragma unroll
+  for (int i = 0; i < kScores; ++i)
+    if (i / 4 * 8 + i % 2 < lo[i / 2 % 2]) acc_s[i] = hidden;
+}
+
+// From here on a maximum, times log2 e and rounded, may be so far from what it stands for that P shows it.
+constexpr float kLargeScore = 1048576.0f;
+
+template <int kScores>
+__device__ __forceinline__ void multiply(float (&acc_s)[kScores], float& scale_log2) {
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) acc_s[i] = __fmul_rn(acc_s[i], scale_log2);
+  scale_log2 = 1.0f;
+}
+
+// The exact online step; O is still to be multiplied by alpha.
+template <int kScores>
+__device__ __forceinline__ void softmax_exact(float (&acc_s)[kScores], Softmax& state, float scale_log2) {
+  const float kInf = __int_as_float(0x7f800000);
+  if (scale_log2 < 0.0f) multiply(acc_s, scale_log2);  // the maximum below is that of scale * s for a positive scale only
+  float top[2] = {-kInf, -kInf};
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], acc_s[i]);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
+    top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 2));
+    const float next = fmaxf(state.row_max[r], __fmul_rn(top[r], scale_log2));
+    top[r] = next == -kInf ? 0.0f : next;
+    state.alpha[r] = ex2(state.row_max[r] - top[r]);
+    state.row_max[r] = next;
+    state.row_sum[r] *= state.alpha[r];
+  }
+  // Large scores are rounded as their maximum was, so that no P exceeds 1.
+  if (__any_sync(0xffffffffu, fmaxf(fabsf(top[0]), fabsf(top[1])) >= kLargeScore)) multiply(acc_s, scale_log2);
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    acc_s[i] = ex2(fmaf(acc_s[i], scale_log2, -top[i / 2 % 2]));
+    state.row_sum[i / 2 % 2] += acc_s[i];
+  }
+}
+
+// Against the kept maxima. False where some row of the warp needs the exact step; then the sums are as they were.
+template <int kScores>
+__device__ __forceinline__ bool softmax_kept(float (&acc_s)[kScores], Softmax& state, float scale_log2) {
+  float sum[2] = {0.0f, 0.0f};
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    acc_s[i] = ex2(fmaf(acc_s[i], scale_log2, -state.row_max[i / 2 % 2]));
+    sum[i / 2 % 2] += acc_s[i];
+  }
+  // No term is negative. False for NaN too, and for a row that has seen no key yet.
+  const float largest = fmaxf(fabsf(state.row_max[0]), fabsf(state.row_max[1]));
+  if (!__all_sync(0xffffffffu, sum[0] + sum[1] <= 32768.0f && largest < kLargeScore)) return false;
+  state.row_sum[0] += sum[0], state.row_sum[1] += sum[1];
+  return true;
+}
+
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void round_p(u32 (&probability)[Layout<kV>::kKeySteps][4],
+                                        const float (&acc_s)[Layout<kV>::kScores]) {
+#pragma unroll
+  for (int j = 0; j < Layout<kV>::kKeySteps; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e)
+      probability[j][e] = cvt_pair<kV.is_bf16>(acc_s[j * 8 + e * 2], acc_s[j * 8 + e * 2 + 1]);
+}
+
+template <int kOut>
+__device__ __forceinline__ void rescale(float (&acc_o)[kOut], const float (&factor)[2]) {
+#pragma unroll
+  for (int i = 0; i < kOut; ++i) acc_o[i] *= factor[i / 2 % 2];
+}
+
+// ---- consumer ---------------------------------------------------------------------------------------------------------
+
+// Where element (row, column) of a consumer's O lies on its way out.
+__device__ __forceinline__ u32 staged(u32 base, u32 chunk_bytes, int row, int column) {
+  return base + column / 64 * chunk_bytes + row * 128 + ((column % 64 / 8 ^ row % 8) << 4) + column % 8 * 2;
+}
+
+// Rows of this warp whose O came out as NaN, computed again without hidden keys, to where O waits to be stored.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const Work& work, i32 warp_row, u32 rows,
+                                          u32 out, int lane) {
+  constexpr AttentionFwdVariant kScalar = {.is_bf16 = kV.is_bf16, .head_dim_v = kV.head_dim_v, .tile_k = kV.tile_k};
+  const AttentionFwdParams& p = a.common;
+  BlockWork w;
+  w.b = work.b, w.cache_row = work.b;
+  w.head = work.head, w.head_kv = work.head / p.gqa_ratio;
+  w.k_len = static_cast<i32>(p.seqlen_k);
+  w.offset = a.offset;
+  w.tile_end = w.k_len / kV.tile_k + 1;
+#pragma unroll 1
+  for (; rows != 0; rows &= rows - 1) {
+    const int r = __ffs(static_cast<int>(rows)) - 1, row = warp_row % 64 + r;
+    if (warp_row + r >= p.seqlen_q) return;
+    redo_row<kScalar>(p, w, warp_row + r, work.head, lane, [&](int column, float y) {
+      const unsigned short bits = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
+      asm volatile("st.shared.u16 [%0], %1;" ::"r"(staged(out, Layout<kV>::kChunkQ, row, column)), "h"(bits)
+                   : "memory");
+    });
+  }
+}
+
+// Divides by the row sums, adds the sink, stores lse and, by one bulk copy, O.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Work& work,
+                                       float (&acc_o)[Layout<kV>::kOut], const Softmax& state, u32 out, int group) {
+  using L = Layout<kV>;
+  constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
+  const float kInf = __int_as_float(0x7f800000);
+  const AttentionFwdParams& p = a.common;
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const i32 first = work.row0 + group * 64, warp_row = first + warp * 16;
+  u32 redo = 0;
+  if constexpr (kV.mask != kMaskNone) {
+    bool nan[2] = {false, false};
+#pragma unroll
+    for (int i = 0; i < L::kOut; ++i) nan[i / 2 % 2] = nan[i / 2 % 2] || acc_o[i] != acc_o[i];
+    if (__any_sync(0xffffffffu, nan[0] || nan[1]))
+      redo = __reduce_or_sync(0xffffffffu, (nan[0] ? 1u << lane / 4 : 0) | (nan[1] ? 256u << lane / 4 : 0));
+  }
+  float factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const i32 query = warp_row + lane / 4 + r * 8;
+    float sum = state.row_sum[r], top = state.row_max[r], of_keys = 1.0f;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (p.sinks != nullptr) {
+      const float sink = p.sinks[work.head] * kLog2e, both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
+      of_keys = ex2(top - reference);
+      sum = sum * of_keys + ex2(sink - reference);
+      top = both;
+    }
+    factor[r] = sum == 0.0f ? 0.0f : __fdividef(of_keys, sum);
+    if (lane % 4 == 0 && query < p.seqlen_q && p.lse != nullptr)
+      p.lse[work.b * p.lse_stride.b + work.head * p.lse_stride.h + query * p.lse_stride.s] =
+          sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
+  }
+  rescale(acc_o, factor);
+  if (!L::kOutOverQ && thread == 0) tma_store_wait_read();  // the last tile's store has left the place
+  bar_sync(1 + group, 128);                                 // and, where that is Q's, every warp is done with Q
+#pragma unroll
+  for (int c = 0; c < kV.head_dim_v / 16; ++c)
+    stmatrix_x4(staged(out, L::kChunkQ, warp * 16 + lane % 16, c * 16 + lane / 16 * 8),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8], acc_o[c * 8 + 1]),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 2], acc_o[c * 8 + 3]),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 4], acc_o[c * 8 + 5]),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 6], acc_o[c * 8 + 7]));
+  if (kV.mask != kMaskNone && redo != 0) {
+    __syncwarp();
+    redo_rows<kV>(a, work, warp_row, redo, out, lane);
+  }
+  fence_proxy_async();
+  bar_sync(1 + group, 128);
+  if (thread == 0) {
+#pragma unroll
+    for (int c = 0; c < L::kChunksV; ++c)
+      tma_store(a.out_map, out + c * L::kChunkQ, c * 64, first, work.head, work.b);
+    tma_store_commit();
+    if (L::kOutOverQ) tma_store_wait_read();
+  }
+}
+
+// The steps of one consumer. All members live in registers.
+template <AttentionFwdSm90Variant kV>
+struct Consumer {
+  using L = Layout<kV>;
+  static constexpr int kInTurn = 8;  // named barrier of the first consumer's turn
+
+  const AttentionFwdSm90Params& a;
+  const Barriers<kV> barriers;
+  const int group, lane, warp;
+  const u32 k_at, q_at, k_low, v_low;
+  Ring<kV.stages> k_ring{0, 0}, v_ring{0, 0};
+  Queries<kV> q;
+  Softmax state;
+  float acc_o[L::kOut], acc_s[L::kScores];
+  u32 probability[L::kKeySteps][4];
+
+  __device__ __forceinline__ Consumer(const AttentionFwdSm90Params& params, u32 shared, const Barriers<kV>& b, int g)
+      : a(params),
+        barriers(b),
+        group(g),
+        lane(threadIdx.x % 32),
+        warp(threadIdx.x / 32 % 4),
+        k_at(shared + L::kK),
+        q_at(shared + g * L::kBytesQ),
+        k_low(descriptor_low(shared + L::kK, 16)),
+        v_low(descriptor_low(shared + L::kVAt, L::kChunkK)) {}
+
+  __device__ __forceinline__ void release(u32 barrier) const {  // every lane has read what the stage held
+    __syncwarp();
+    if (lane == 0) mbarrier_arrive(barrier);
+  }
+  __device__ __forceinline__ void release_k() {
+    release(barriers.k_empty(k_ring.stage));
+    k_ring.next();
+  }
+  __device__ __forceinline__ void release_v() {  // with one ring, the stage that K shares
+    if constexpr (kV.rings == 1) {
+      release_k();
+    } else {
+      release(barriers.v_empty(v_ring.stage));
+      v_ring.next();
+    }
+  }
+  __device__ __forceinline__ void wait_k() const { mbarrier_wait(barriers.k_full(k_ring.stage), k_ring.parity); }
+  __device__ __forceinline__ void wait_v() const {
+    if constexpr (kV.rings == 1)
+      wait_k();
+    else
+      mbarrier_wait(barriers.v_full(v_ring.stage), v_ring.parity);
+  }
+  // A tile of keys that none of these rows sees.
+  __device__ __forceinline__ void pass_tile() {
+    wait_k();
+    release_k();
+    if constexpr (kV.rings == 2) {
+      wait_v();
+      release_v();
+    }
+  }
+
+  __device__ __forceinline__ void start_qk() {
+    multiply_qk<kV>(acc_s, q, k_low + k_ring.stage * (L::kBytesK / 16));
+  }
+  __device__ __forceinline__ void start_pv() {
+    const int stage = kV.rings == 1 ? k_ring.stage : v_ring.stage;
+    multiply_pv<kV>(acc_o, probability, v_low + stage * (L::kBytesV / 16));
+  }
+
+  __device__ __forceinline__ void load_q() {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) state.row_max[r] = __int_as_float(0xff800000), state.row_sum[r] = 0.0f;
+#pragma unroll
+    for (int i = 0; i < L::kOut; ++i) acc_o[i] = 0.0f;
+    if constexpr (kV.q_in_registers) {
+#pragma unroll
+      for (int kk = 0; kk < kV.head_dim / 16; ++kk)
+        ldmatrix_x4(q.fragments[kk], staged(q_at, L::kChunkQ, warp * 16 + lane % 16, kk * 16 + lane / 16 * 8));
+      pin(q.fragments);
+    } else {
+      q.low = descriptor_low(q_at, 16);
+    }
+  }
+
+  // Scores of key tile n that rows first.. do not see.
+  __device__ __forceinline__ void hide(const Visible<kV>& visible, i32 first, i32 n, bool before) {
+    const float hidden = __int_as_float(a.common.softmax_scale_log2 < 0.0f ? 0x7f800000 : 0xff800000);
+    const i32 row = first + warp * 16 + lane / 4, key = n * kV.tile_k + lane % 4 * 2;
+    const i32 hi[2] = {visible.hi(row) - key, visible.hi(row + 8) - key};
+    hide_from(acc_s, hi, hidden);
+    if (kV.has_lower_end && before) {
+      const i32 lo[2] = {visible.lo(row) - key, visible.lo(row + 8) - key};
+      hide_before(acc_s, lo, hidden);
+    }
+  }
+
+  // P of the first tile.
+  __device__ __forceinline__ void first_step(const Visible<kV>& visible, i32 first, i32 n, bool before) {
+    wait_k();
+    wgmma_fence();
+    start_qk();
+    wgmma_wait<0>();
+    pin(acc_s);
+    release_k();
+    hide(visible, first, n, before);
+    softmax_exact(acc_s, state, a.common.softmax_scale_log2);
+    round_p<kV>(probability, acc_s);
+  }
+
+  // O += P V of the tile before, and P of tile n.
+  template <bool kMasked>
+  __device__ __forceinline__ void step(const Visible<kV>& visible, i32 first, i32 n, bool before) {
+    wait_k();
+    if constexpr (kV.ping_pong) bar_sync(kInTurn + group, 256);
+    pin(acc_o), pin(probability);
+    wgmma_fence();
+    start_qk();
+    if constexpr (kV.rings == 2) {
+      wait_v();
+      wgmma_fence();  // the wait is a loop, behind which products without a fence would run one by one
+    }
+    start_pv();
+    if constexpr (kV.ping_pong) bar_arrive(kInTurn + (group + 1) % kV.consumers, 256);
+    wgmma_wait<1>();
+    pin(acc_s);
+    bool exact = kMasked;
+    if constexpr (kMasked) {
+      hide(visible, first, n, before);
+      softmax_exact(acc_s, state, a.common.softmax_scale_log2);
+    } else if (!softmax_kept(acc_s, state, a.common.softmax_scale_log2)) {
+      multiply_qk_again<kV>(acc_s, q_at, k_at + k_ring.stage * L::kBytesK);
+      softmax_exact(acc_s, state, a.common.softmax_scale_log2);
+      exact = true;
+    }
+    if constexpr (kV.rings == 2) release_k();
+    wgmma_wait<0>();
+    pin(acc_o);
+    if (exact) rescale(acc_o, state.alpha);
+    round_p<kV>(probability, acc_s);
+    release_v();
+  }
+
+  __device__ __forceinline__ void last_step() {
+    wait_v();
+    pin(acc_o), pin(probability);
+    wgmma_fence();
+    start_pv();
+    wgmma_wait<0>();
+    pin(acc_o);
+    release_v();
+  }
+
+  // All steps of one tile of rows.
+  __device__ __forceinline__ void run(const Work& work) {
+    const Visible<kV> visible{a, static_cast<i32>(a.common.seqlen_k)};
+    const i32 last_row = static_cast<i32>(a.common.seqlen_q) - 1;
+    const TileRange all = tiles_of_rows<kV>(visible, work.row0, min(work.row0 + L::kTileQ - 1, last_row));
+    // This consumer's own rows: tiles that none of them sees are handed back, those that all see need no mask. (In turn,
+    // consumers take the same steps.)
+    const i32 first = work.row0 + group * 64, last = min(first + 63, last_row);
+    TileRange own = all;
+    if constexpr (!kV.ping_pong) own = tiles_of_rows<kV>(visible, first, last);
+    if (own.end <= own.begin) own.begin = own.end = all.begin;
+    const i32 unmasked_end = visible.hi(first) / kV.tile_k;
+    const i32 unmasked_begin = kV.has_lower_end ? (visible.lo(last) + kV.tile_k - 1) / kV.tile_k : 0;
+
+    i32 n = all.end - 1;
+    for (; n >= own.end; --n) pass_tile();
+    if (own.end > own.begin) {
+      first_step(visible, first, n, n < unmasked_begin);
+      --n;
+#pragma unroll 1
+      for (; n >= unmasked_end && n >= own.begin; --n) step<true>(visible, first, n, n < unmasked_begin);
+#pragma unroll 1
+      for (; n >= unmasked_begin && n >= own.begin; --n) step<false>(visible, first, n, false);
+      if constexpr (kV.has_lower_end) {
+#pragma unroll 1
+        for (; n >= own.begin; --n) step<true>(visible, first, n, true);
+      }
+      if (!L::kOutOverQ) release(barriers.q_empty(group));
+      last_step();
+      if constexpr (kV.rings == 1) --n;
+    } else if (!L::kOutOverQ) {
+      release(barriers.q_empty(group));
+    }
+    // With one ring a tile of rows has a stage more, which holds the last V.
+    const i32 stop = kV.rings == 1 && all.end > all.begin ? all.begin - 1 : all.begin;
+    for (; n >= stop; --n) pass_tile();
+  }
+};
+
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void consume(const AttentionFwdSm90Params& a, u32 shared, const Barriers<kV>& barriers,
+                                        int group) {
+  using L = Layout<kV>;
+  Consumer<kV> consumer(a, shared, barriers, group);
+  u32 q_parity = 0;
+  if (kV.ping_pong && group == kV.consumers - 1) bar_arrive(Consumer<kV>::kInTurn, 256);
+  while (true) {
+    mbarrier_wait(barriers.q_full(group), q_parity);
+    q_parity ^= 1;
+    const u32 index = load_shared(barriers.q_tile(group));
+    if (index == kNoMore) break;
+    const Work work = work_at<kV>(a.common, uniform(static_cast<i32>(index)));
+    consumer.load_q();
+    consumer.run(work);
+    finish<kV>(a, work, consumer.acc_o, consumer.state, shared + L::kO + group * L::kStepO, group);
+    if (L::kOutOverQ) {
+      bar_sync(1 + group, 128);
+      consumer.release(barriers.q_empty(group));
+    }
+  }
+  if (threadIdx.x % 128 == 0) tma_store_wait();
+}
+
+template <AttentionFwdSm90Variant kV>
+__global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
+    attention_fwd_sm90(const __grid_constant__ AttentionFwdSm90Params a) {
+  using L = Layout<kV>;
+  extern __shared__ __align__(1024) unsigned char smem[];
+  wait_for_primary();
+  const u32 shared = smem_address(smem);
+  const Barriers<kV> barriers{shared + L::kBarriers};
+  if (threadIdx.x == 0) {
+    prefetch_tensormap(a.q_map), prefetch_tensormap(a.k_map), prefetch_tensormap(a.v_map);
+    prefetch_tensormap(a.out_map);
+    for (int i = 0; i < kV.stages; ++i) {
+      mbarrier_init(barriers.k_full(i), 1), mbarrier_init(barriers.k_empty(i), 4 * kV.consumers);
+      mbarrier_init(barriers.v_full(i), 1), mbarrier_init(barriers.v_empty(i), 4 * kV.consumers);
+    }
+    for (int i = 0; i < kV.consumers; ++i) {
+      mbarrier_init(barriers.q_full(i), 1), mbarrier_init(barriers.q_empty(i), 4);
+    }
+    fence_mbarrier_init();
+  }
+  if (threadIdx.x == 32 && a.next_tile != nullptr) mark_counter(a);
+  __syncthreads();
+  const int group = uniform(threadIdx.x / 128);
+  if (group == kV.consumers) {
+    setmaxnreg_dec<L::kOfProducer>();
+    if (threadIdx.x < 128 * kV.consumers + 32 && elect_sync()) produce<kV>(a, shared, barriers);
+  } else {
+    setmaxnreg_inc<L::kOfConsumer>();
+    consume<kV>(a, shared, barriers, group);
+  }
+}
+
+}  // namespace heed::cuda
