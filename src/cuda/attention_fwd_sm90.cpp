@@ -11,7 +11,8 @@
 namespace heed::cuda {
 namespace {
 
-constexpr i32 kFarthest = 1 << 30;  // row + shift stays within 31 bits
+constexpr i32 kFarthest = 1 << 30,
+              kMostRows = kFarthest - 1024;  // row + shift stays within 31 bits, in the last tile too
 
 bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0; }
 
@@ -146,8 +147,8 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   if (p.batch < 1 || p.nheads_q < 1 || p.seqlen_q < 1 || p.seqlen_k < 1) {
     return decline(format("takes no empty tensors; {}", kNearest));
   }
-  if (p.seqlen_q > kFarthest || p.seqlen_k > kFarthest || std::abs(offset_of(p)) > kFarthest) {
-    return decline(format("takes at most {} queries and keys, and q_offset as large; {}", kFarthest, kNearest));
+  if (p.seqlen_q > kMostRows || p.seqlen_k > kMostRows || std::abs(offset_of(p)) > kMostRows) {
+    return decline(format("takes at most {} queries and keys, and q_offset as large; {}", kMostRows, kNearest));
   }
   if (!tensors_fit(p)) {
     return decline(format("takes strides from 0 on only, below 2^38 elements; {}", kNearest));

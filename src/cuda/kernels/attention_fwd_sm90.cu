@@ -25,9 +25,24 @@
 #include "ptx.cuh"
 #include "rows.cuh"
 #include "score.cuh"
-#include "work_sm90.cuh"
+#include "work_sm90.h"
 
 namespace heed::cuda {
+
+// Starts the counter of tiles, unless another block has. (A block that finds it unmarked just before another marks it does
+// nothing either.)
+__device__ __forceinline__ void mark_counter(const AttentionFwdSm90Params& a) {
+  const u64 held = *static_cast<volatile const u64*>(a.next_tile);
+  if ((held ^ a.mark) >> kTileBits != 0) atomicCAS(a.next_tile, held, a.mark);
+}
+
+// The tile after `index`. Blocks ask once for every tile they do, so that the last to ask knows it is.
+__device__ __forceinline__ u32 tile_after(const AttentionFwdSm90Params& a, u32 index) {
+  if (a.next_tile == nullptr) return index + gridDim.x;
+  const u32 taken = static_cast<u32>(atomicAdd(a.next_tile, 1ull)) & ((1u << kTileBits) - 1);
+  if (taken + 1 == static_cast<u32>(a.num_work_tiles)) atomicExch(a.next_tile, 0ull);
+  return gridDim.x + taken;
+}
 
 // ---- producer ---------------------------------------------------------------------------------------------------------
 
@@ -260,11 +275,6 @@ __device__ __forceinline__ void rescale(float (&acc_o)[kOut], const float (&fact
 }
 
 // ---- consumer ---------------------------------------------------------------------------------------------------------
-
-// Where element (row, column) of a consumer's O lies on its way out.
-__device__ __forceinline__ u32 staged(u32 base, u32 chunk_bytes, int row, int column) {
-  return base + column / 64 * chunk_bytes + row * 128 + ((column % 64 / 8 ^ row % 8) << 4) + column % 8 * 2;
-}
 
 // Rows of this warp whose O came out as NaN, computed again without hidden keys, to where O waits to be stored.
 template <AttentionFwdSm90Variant kV>
