@@ -163,8 +163,7 @@ __device__ __forceinline__ void multiply_pv(float (&acc_o)[Layout<kV>::kOut],
 // S of this warp's 16 rows once more, where the kept maximum did not hold.
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void multiply_qk_again(float (&acc_s)[Layout<kV>::kScores], u32 q, u32 k) {
-  int thread;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));  // volatile: keeps these addresses out of the loop's registers
+  const int thread = thread_here();  // keeps these addresses out of the loop's registers
   const int lane = thread % 32, warp = thread / 32 % 4;
 #pragma unroll
   for (int i = 0; i < Layout<kV>::kScores; ++i) acc_s[i] = 0.0f;
@@ -294,8 +293,7 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
     if (warp_row + r >= p.seqlen_q) return;
     redo_row<kScalar>(p, w, warp_row + r, work.head, lane, [&](int column, float y) {
       const unsigned short bits = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
-      asm volatile("st.shared.u16 [%0], %1;" ::"r"(staged(out, Layout<kV>::kChunkQ, row, column)), "h"(bits)
-                   : "memory");
+      store_shared_16(staged(out, Layout<kV>::kChunkQ, row, column), bits);
     });
   }
 }
