@@ -45,9 +45,6 @@ __device__ __forceinline__ u32 load_shared(u32 address) {
   return x;
 }
 
-__device__ __forceinline__ void store_shared_16(u32 address, unsigned short x) {
-  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
-}
 // threadIdx.x, read where this stands: what follows from it is not worked out before.
 __device__ __forceinline__ int thread_here() {
   int x;

@@ -28,6 +28,10 @@ __device__ __forceinline__ void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
                : "r"(address));
 }
 
+__device__ __forceinline__ void store_shared_16(u32 address, unsigned short x) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
+}
+
 // 8x8 matrix of 16-bit elements, one row a quad of lanes, transposed across the warp.
 __device__ __forceinline__ u32 movmatrix_trans(u32 x) {
   u32 y;

@@ -247,7 +247,7 @@ __device__ __forceinline__ void copy_16_unaligned(u32 dst, const void* src, bool
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
     const unsigned short x = valid ? s[e] : static_cast<unsigned short>(0);
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(dst + e * 2), "h"(x) : "memory");
+    store_shared_16(dst + e * 2, x);
   }
 }
 
