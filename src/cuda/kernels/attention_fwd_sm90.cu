@@ -559,7 +559,9 @@ __device__ __forceinline__ void consume(const AttentionFwdSm90Params& a, u32 sha
   while (true) {
     mbarrier_wait(barriers.q_full(group), q_parity);
     q_parity ^= 1;
-    const u32 index = load_shared(barriers.q_tile(group));
+    // Read by the lane that tells the producer, later, that it may be written again.
+    const u32 read = consumer.lane == 0 ? load_shared(barriers.q_tile(group)) : 0;
+    const u32 index = __shfl_sync(0xffffffffu, read, 0);
     if (index == kNoMore) break;
     const Work work = work_at<kV>(a.common, uniform(static_cast<i32>(index)));
     consumer.load_q();
