@@ -1,10 +1,12 @@
 #include "base/config.h"
 
 #include <array>
+#include <atomic>
 #include <charconv>
 #include <cstdlib>
 #include <vector>
 
+#include "base/fork.h"
 #include "base/format.h"
 
 namespace heed {
@@ -100,8 +102,11 @@ struct State {
 // Threads that still compute while the process exits may ask after this is destroyed. What they ask for (Config) lies in
 // static memory and nowhere else, so it is still there; only what `heed info` prints owns memory.
 const State& state() {
-  static const State instance;
-  return instance;
+  static constinit std::atomic<bool> ready{false};
+  return made_once(ready, []() -> const State& {
+    static const State instance;
+    return instance;
+  });
 }
 
 }  // namespace

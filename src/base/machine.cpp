@@ -1,10 +1,13 @@
 #include "base/machine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <fstream>
 #include <string_view>
 #include <thread>
+
+#include "base/fork.h"
 
 #if defined(__linux__)
 #include <sched.h>
@@ -171,8 +174,11 @@ Machine read_machine() {
 }  // namespace
 
 const Machine& machine() {
-  static const Machine instance = read_machine();
-  return instance;
+  static constinit std::atomic<bool> ready{false};
+  return made_once(ready, []() -> const Machine& {
+    static const Machine instance = read_machine();
+    return instance;
+  });
 }
 
 }  // namespace heed

@@ -10,6 +10,7 @@
 #include <cstddef>
 
 #include "base/config.h"
+#include "base/fork.h"
 #include "base/machine.h"
 
 #if defined(__x86_64__)
@@ -225,14 +226,20 @@ constinit Pool g_pool;
 
 // Stops the workers when the process exits or the library is unloaded.
 struct PoolStopper {
-  PoolStopper() {
-    pthread_atfork(nullptr, nullptr, [] { g_pool.reset_in_child(); });
-  }
+  PoolStopper() { add_fork_hook(hook_); }
   ~PoolStopper() { g_pool.stop(); }
+
+ private:
+  static constinit ForkHook hook_;
 };
+constinit ForkHook PoolStopper::hook_ = {nullptr, nullptr, [] { g_pool.reset_in_child(); }};
 
 void run_on_pool(void*, int32_t num_tasks, void (*task)(void*, int32_t), void* argument) {
-  static const PoolStopper stopper;
+  static constinit std::atomic<bool> ready{false};
+  made_once(ready, []() -> const PoolStopper& {
+    static const PoolStopper stopper;
+    return stopper;
+  });
   g_pool.run(num_tasks, task, argument);
 }
 
@@ -250,8 +257,11 @@ constinit const heed_executor kSerialExecutor = {sizeof(heed_executor), nullptr,
 }  // namespace
 
 const heed_executor& pool_executor() {
-  static const heed_executor executor = make_pool_executor();
-  return executor;
+  static constinit std::atomic<bool> ready{false};
+  return made_once(ready, []() -> const heed_executor& {
+    static const heed_executor executor = make_pool_executor();
+    return executor;
+  });
 }
 
 const heed_executor& serial_executor() { return kSerialExecutor; }

@@ -1,14 +1,14 @@
 #include "plan/plan_cache.h"
 
-#include <pthread.h>
-
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstring>
 #include <new>
 
 #include "base/config.h"
+#include "base/fork.h"
 
 namespace heed {
 namespace {
@@ -31,16 +31,20 @@ struct GlobalCache {
   alignas(PlanCache) std::byte memory[sizeof(PlanCache)];
   PlanCache* const cache = new (memory) PlanCache(config().plan_cache);
 
-  GlobalCache() {
-    pthread_atfork([] { plan_cache().lock_all(); }, [] { plan_cache().unlock_all(); },
-                   [] { plan_cache().unlock_all(); });
-  }
+  GlobalCache() { add_fork_hook(hook); }
   ~GlobalCache() { cache->clear(); }
+
+  static constinit ForkHook hook;
 };
+constinit ForkHook GlobalCache::hook = {[] { plan_cache().lock_all(); }, [] { plan_cache().unlock_all(); },
+                                        [] { plan_cache().unlock_all(); }};
 
 PlanCache& plan_cache() {
-  static GlobalCache global;
-  return *global.cache;
+  static constinit std::atomic<bool> ready{false};
+  return *made_once(ready, []() -> GlobalCache& {
+            static GlobalCache global;
+            return global;
+          }).cache;
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/fork.h"
 #include "base/threads.h"
 
 #if defined(__SANITIZE_THREAD__)
@@ -168,6 +169,30 @@ TEST(Threads, AForkInTheMiddleOfAJob) {
   }
   stop.store(true);
   busy.join();
+}
+
+// Another thread is making something for the first time when this one forks: the child must not wait for that thread.
+TEST(Threads, AForkedChildFindsNothingHalfMade) {
+  static constinit std::atomic<bool> ready{false}, begun{false};
+  const auto value = [] {
+    return made_once(ready, []() -> const int& {
+      static const int made = [] {
+        begun.store(true);
+        std::this_thread::sleep_for(std::chrono::milliseconds(100));
+        return 42;
+      }();
+      return made;
+    });
+  };
+  std::thread maker([&] { EXPECT_EQ(value(), 42); });
+  while (!begun.load()) std::this_thread::yield();
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);  // instead of waiting for ever
+    _exit(value() == 42 && tasks_run_in_child() == 0 ? 0 : 1);
+  }
+  EXPECT_EQ(wait_for(child), 0);
+  maker.join();
 }
 
 TEST(Threads, CostOfARegionIsPrinted) {
