@@ -115,6 +115,11 @@ TEST(CudaPlan, Choices) {
             "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_EQ(chosen("attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm90 q256 k64 d64/64");
+  EXPECT_EQ(chosen("attention hq=16 sq=128 d=64 bf16 lse"), "attention_fwd_sm90 q64 k128 d64/64");
+  EXPECT_EQ(chosen("attention b=256 hq=8 sq=64 d=64 bf16 lse"), "attention_fwd_sm90 q64 k128 d64/64");
+  EXPECT_EQ(chosen("attention hq=16 sq=512 d=128 bf16 causal"), "attention_fwd_sm90 q64 k64 d128/128");
+  EXPECT_EQ(chosen("attention hq=32 hkv=8 sq=1 sk=64 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
+  EXPECT_TRUE(chosen("attention hq=2 sq=64 sk=65536 d=64 bf16").ends_with(" split"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=64 f32").starts_with("attention_fwd_portable f32"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=60 bf16").starts_with("attention_fwd_portable bf16"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=128 d=300 f16").starts_with("attention_fwd_portable f16"));
