@@ -20,11 +20,12 @@
 //            passes 2^15 (f16 holds 2^16) computes S again by mma.sync, whose fragments are those of wgmma, from K, still in
 //            shared memory, and takes the exact step: that concerns no other warp.
 #include "mma_sm90.cuh"
-#include "output.cuh"
+#include "output_sm90.cuh"
 #include "params.h"
 #include "ptx.cuh"
 #include "rows.cuh"
 #include "score.cuh"
+#include "softmax_sm90.cuh"
 #include "work_sm90.h"
 
 namespace heed::cuda {
@@ -182,182 +183,7 @@ __device__ __forceinline__ void multiply_qk_again(float (&acc_s)[Layout<kV>::kSc
   }
 }
 
-// ---- softmax ----------------------------------------------------------------------------------------------------------
-
-// This thread's rows, g and g + 8 of its warp's 16. Maxima in units of log2; sums of this thread's columns, until the end.
-// Register i of scores is row i / 2 % 2, key i / 4 * 8 + i % 2 (behind the thread's first).
-struct Softmax {
-  float row_max[2], row_sum[2], alpha[2];
-};
-
-// Keys at or past hi, and before lo, of this thread's two rows; both counted from the thread's first key of the tile.
-template <int kScores>
-__device__ __forceinline__ void hide_from(float (&acc_s)[kScores], const i32 (&hi)[2], float hidden) {
-#pragma unroll
-  for (int i = 0; i < kScores; ++i)
-    if (i / 4 * 8 + i % 2 >= hi[i / 2 % 2]) acc_s[i] = hidden;
-}
-template <int kScores>
-__device__ __forceinline__ void hide_before(float (&acc_s)[kScores], const i32 (&lo)[2], float hidden) {
-#pragma unroll
-  for (int i = 0; i < kScores; ++i)
-    if (i / 4 * 8 + i % 2 < lo[i / 2 % 2]) acc_s[i] = hidden;
-}
-
-// From here on a maximum, times log2 e and rounded, may be so far from what it stands for that P shows it.
-constexpr float kLargeScore = 1048576.0f;
-
-template <int kScores>
-__device__ __forceinline__ void multiply(float (&acc_s)[kScores], float& scale_log2) {
-#pragma unroll
-  for (int i = 0; i < kScores; ++i) acc_s[i] = __fmul_rn(acc_s[i], scale_log2);
-  scale_log2 = 1.0f;
-}
-
-// The exact online step; O is still to be multiplied by alpha.
-template <int kScores>
-__device__ __forceinline__ void softmax_exact(float (&acc_s)[kScores], Softmax& state, float scale_log2) {
-  const float kInf = __int_as_float(0x7f800000);
-  if (scale_log2 < 0.0f) multiply(acc_s, scale_log2);  // the maximum below is that of scale * s for a positive scale only
-  float top[2] = {-kInf, -kInf};
-#pragma unroll
-  for (int i = 0; i < kScores; ++i) top[i / 2 % 2] = fmaxf(top[i / 2 % 2], acc_s[i]);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 1));
-    top[r] = fmaxf(top[r], __shfl_xor_sync(0xffffffffu, top[r], 2));
-    const float next = fmaxf(state.row_max[r], __fmul_rn(top[r], scale_log2));
-    top[r] = next == -kInf ? 0.0f : next;
-    state.alpha[r] = ex2(state.row_max[r] - top[r]);
-    state.row_max[r] = next;
-    state.row_sum[r] *= state.alpha[r];
-  }
-  // Large scores are rounded as their maximum was, so that no P exceeds 1.
-  if (__any_sync(0xffffffffu, fmaxf(fabsf(top[0]), fabsf(top[1])) >= kLargeScore)) multiply(acc_s, scale_log2);
-#pragma unroll
-  for (int i = 0; i < kScores; ++i) {
-    acc_s[i] = ex2(fmaf(acc_s[i], scale_log2, -top[i / 2 % 2]));
-    state.row_sum[i / 2 % 2] += acc_s[i];
-  }
-}
-
-// Against the kept maxima. False where some row of the warp needs the exact step; then the sums are as they were.
-template <int kScores>
-__device__ __forceinline__ bool softmax_kept(float (&acc_s)[kScores], Softmax& state, float scale_log2) {
-  float sum[2] = {0.0f, 0.0f};
-#pragma unroll
-  for (int i = 0; i < kScores; ++i) {
-    acc_s[i] = ex2(fmaf(acc_s[i], scale_log2, -state.row_max[i / 2 % 2]));
-    sum[i / 2 % 2] += acc_s[i];
-  }
-  // No term is negative. False for NaN too, and for a row that has seen no key yet.
-  const float largest = fmaxf(fabsf(state.row_max[0]), fabsf(state.row_max[1]));
-  if (!__all_sync(0xffffffffu, sum[0] + sum[1] <= 32768.0f && largest < kLargeScore)) return false;
-  state.row_sum[0] += sum[0], state.row_sum[1] += sum[1];
-  return true;
-}
-
-template <AttentionFwdSm90Variant kV>
-__device__ __forceinline__ void round_p(u32 (&probability)[Layout<kV>::kKeySteps][4],
-                                        const float (&acc_s)[Layout<kV>::kScores]) {
-#pragma unroll
-  for (int j = 0; j < Layout<kV>::kKeySteps; ++j)
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      probability[j][e] = cvt_pair<kV.is_bf16>(acc_s[j * 8 + e * 2], acc_s[j * 8 + e * 2 + 1]);
-}
-
-template <int kOut>
-__device__ __forceinline__ void rescale(float (&acc_o)[kOut], const float (&factor)[2]) {
-#pragma unroll
-  for (int i = 0; i < kOut; ++i) acc_o[i] *= factor[i / 2 % 2];
-}
-
 // ---- consumer ---------------------------------------------------------------------------------------------------------
-
-// Rows of this warp whose O came out as NaN, computed again without hidden keys, to where O waits to be stored.
-template <AttentionFwdSm90Variant kV>
-__device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const Work& work, i32 warp_row, u32 rows,
-                                          u32 out, int lane) {
-  constexpr AttentionFwdVariant kScalar = {.is_bf16 = kV.is_bf16, .head_dim_v = kV.head_dim_v, .tile_k = kV.tile_k};
-  const AttentionFwdParams& p = a.common;
-  BlockWork w;
-  w.b = work.b, w.cache_row = work.b;
-  w.head = work.head, w.head_kv = work.head / p.gqa_ratio;
-  w.k_len = static_cast<i32>(p.seqlen_k);
-  w.offset = a.offset;
-  w.tile_end = w.k_len / kV.tile_k + 1;
-#pragma unroll 1
-  for (; rows != 0; rows &= rows - 1) {
-    const int r = __ffs(static_cast<int>(rows)) - 1, row = warp_row % 64 + r;
-    if (warp_row + r >= p.seqlen_q) return;
-    redo_row<kScalar>(p, w, warp_row + r, work.head, lane, [&](int column, float y) {
-      const unsigned short bits = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
-      store_shared_16(staged(out, Layout<kV>::kChunkQ, row, column), bits);
-    });
-  }
-}
-
-// Divides by the row sums, adds the sink, stores lse and, by one bulk copy, O.
-template <AttentionFwdSm90Variant kV>
-__device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Work& work,
-                                       float (&acc_o)[Layout<kV>::kOut], const Softmax& state, u32 out, int group) {
-  using L = Layout<kV>;
-  constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
-  const float kInf = __int_as_float(0x7f800000);
-  const AttentionFwdParams& p = a.common;
-  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
-  const i32 first = work.row0 + group * 64, warp_row = first + warp * 16;
-  u32 redo = 0;
-  if constexpr (kV.mask != kMaskNone) {
-    bool nan[2] = {false, false};
-#pragma unroll
-    for (int i = 0; i < L::kOut; ++i) nan[i / 2 % 2] = nan[i / 2 % 2] || acc_o[i] != acc_o[i];
-    if (__any_sync(0xffffffffu, nan[0] || nan[1]))
-      redo = __reduce_or_sync(0xffffffffu, (nan[0] ? 1u << lane / 4 : 0) | (nan[1] ? 256u << lane / 4 : 0));
-  }
-  float factor[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const i32 query = warp_row + lane / 4 + r * 8;
-    float sum = state.row_sum[r], top = state.row_max[r], of_keys = 1.0f;
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (p.sinks != nullptr) {
-      const float sink = p.sinks[work.head] * kLog2e, both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
-      of_keys = ex2(top - reference);
-      sum = sum * of_keys + ex2(sink - reference);
-      top = both;
-    }
-    factor[r] = sum == 0.0f ? 0.0f : __fdividef(of_keys, sum);
-    if (lane % 4 == 0 && query < p.seqlen_q && p.lse != nullptr)
-      p.lse[work.b * p.lse_stride.b + work.head * p.lse_stride.h + query * p.lse_stride.s] =
-          sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
-  }
-  rescale(acc_o, factor);
-  if (!L::kOutOverQ && thread == 0) tma_store_wait_read();  // the last tile's store has left the place
-  bar_sync(1 + group, 128);                                 // and, where that is Q's, every warp is done with Q
-#pragma unroll
-  for (int c = 0; c < kV.head_dim_v / 16; ++c)
-    stmatrix_x4(staged(out, L::kChunkQ, warp * 16 + lane % 16, c * 16 + lane / 16 * 8),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8], acc_o[c * 8 + 1]),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 2], acc_o[c * 8 + 3]),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 4], acc_o[c * 8 + 5]),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 6], acc_o[c * 8 + 7]));
-  if (kV.mask != kMaskNone && redo != 0) {
-    __syncwarp();
-    redo_rows<kV>(a, work, warp_row, redo, out, lane);
-  }
-  fence_proxy_async();
-  bar_sync(1 + group, 128);
-  if (thread == 0) {
-#pragma unroll
-    for (int c = 0; c < L::kChunksV; ++c)
-      tma_store(a.out_map, out + c * L::kChunkQ, c * 64, first, work.head, work.b);
-    tma_store_commit();
-    if (L::kOutOverQ) tma_store_wait_read();
-  }
-}
 
 // The steps of one consumer. All members live in registers.
 template <AttentionFwdSm90Variant kV>

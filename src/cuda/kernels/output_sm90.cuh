@@ -1,0 +1,97 @@
+// attention_fwd_sm90: the end of a tile of rows.
+#pragma once
+
+#include "mma_sm90.cuh"
+#include "output.cuh"
+#include "params.h"
+#include "ptx.cuh"
+#include "softmax_sm90.cuh"
+#include "work_sm90.h"
+
+namespace heed::cuda {
+
+// Rows of this warp whose O came out as NaN, computed again without hidden keys, to where O waits to be stored.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const Work& work, i32 warp_row, u32 rows,
+                                          u32 out, int lane) {
+  constexpr AttentionFwdVariant kScalar = {.is_bf16 = kV.is_bf16, .head_dim_v = kV.head_dim_v, .tile_k = kV.tile_k};
+  const AttentionFwdParams& p = a.common;
+  BlockWork w;
+  w.b = work.b, w.cache_row = work.b;
+  w.head = work.head, w.head_kv = work.head / p.gqa_ratio;
+  w.k_len = static_cast<i32>(p.seqlen_k);
+  w.offset = a.offset;
+  w.tile_end = w.k_len / kV.tile_k + 1;
+#pragma unroll 1
+  for (; rows != 0; rows &= rows - 1) {
+    const int r = __ffs(static_cast<int>(rows)) - 1, row = warp_row % 64 + r;
+    if (warp_row + r >= p.seqlen_q) return;
+    redo_row<kScalar>(p, w, warp_row + r, work.head, lane, [&](int column, float y) {
+      const unsigned short bits = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
+      store_shared_16(staged(out, Layout<kV>::kChunkQ, row, column), bits);
+    });
+  }
+}
+
+// Divides by the row sums, adds the sink, stores lse and, by one bulk copy, O.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Work& work,
+                                       float (&acc_o)[Layout<kV>::kOut], const Softmax& state, u32 out, int group) {
+  using L = Layout<kV>;
+  constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
+  const float kInf = __int_as_float(0x7f800000);
+  const AttentionFwdParams& p = a.common;
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const i32 first = work.row0 + group * 64, warp_row = first + warp * 16;
+  u32 redo = 0;
+  if constexpr (kV.mask != kMaskNone) {
+    bool nan[2] = {false, false};
+#pragma unroll
+    for (int i = 0; i < L::kOut; ++i) nan[i / 2 % 2] = nan[i / 2 % 2] || acc_o[i] != acc_o[i];
+    if (__any_sync(0xffffffffu, nan[0] || nan[1]))
+      redo = __reduce_or_sync(0xffffffffu, (nan[0] ? 1u << lane / 4 : 0) | (nan[1] ? 256u << lane / 4 : 0));
+  }
+  float factor[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const i32 query = warp_row + lane / 4 + r * 8;
+    float sum = state.row_sum[r], top = state.row_max[r], of_keys = 1.0f;
+    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+    if (p.sinks != nullptr) {
+      const float sink = p.sinks[work.head] * kLog2e, both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
+      of_keys = ex2(top - reference);
+      sum = sum * of_keys + ex2(sink - reference);
+      top = both;
+    }
+    factor[r] = sum == 0.0f ? 0.0f : __fdividef(of_keys, sum);
+    if (lane % 4 == 0 && query < p.seqlen_q && p.lse != nullptr)
+      p.lse[work.b * p.lse_stride.b + work.head * p.lse_stride.h + query * p.lse_stride.s] =
+          sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
+  }
+  rescale(acc_o, factor);
+  if (!L::kOutOverQ && thread == 0) tma_store_wait_read();  // the last tile's store has left the place
+  bar_sync(1 + group, 128);                                 // and, where that is Q's, every warp is done with Q
+#pragma unroll
+  for (int c = 0; c < kV.head_dim_v / 16; ++c)
+    stmatrix_x4(staged(out, L::kChunkQ, warp * 16 + lane % 16, c * 16 + lane / 16 * 8),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8], acc_o[c * 8 + 1]),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 2], acc_o[c * 8 + 3]),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 4], acc_o[c * 8 + 5]),
+                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 6], acc_o[c * 8 + 7]));
+  if (kV.mask != kMaskNone && redo != 0) {
+    __syncwarp();
+    redo_rows<kV>(a, work, warp_row, redo, out, lane);
+  }
+  fence_proxy_async();
+  bar_sync(1 + group, 128);
+  if (thread == 0) {
+#pragma unroll
+    for (int c = 0; c < L::kChunksV; ++c)
+      tma_store(a.out_map, out + c * L::kChunkQ, c * 64, first, work.head, work.b);
+    tma_store_commit();
+    if (L::kOutOverQ) tma_store_wait_read();
+  }
+}
+
+}  // namespace heed::cuda
