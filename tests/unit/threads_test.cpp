@@ -184,7 +184,11 @@ TEST(Threads, AForkedChildFindsNothingHalfMade) {
       return made;
     });
   };
-  std::thread maker([&] { EXPECT_EQ(value(), 42); });
+  std::atomic<bool> stop{false};
+  std::thread maker([&] {
+    EXPECT_EQ(value(), 42);
+    while (!stop.load()) std::this_thread::yield();  // a thread that has ended would count as leaked in the child
+  });
   while (!begun.load()) std::this_thread::yield();
   const pid_t child = fork();
   if (child == 0) {
@@ -192,6 +196,7 @@ TEST(Threads, AForkedChildFindsNothingHalfMade) {
     _exit(value() == 42 && tasks_run_in_child() == 0 ? 0 : 1);
   }
   EXPECT_EQ(wait_for(child), 0);
+  stop.store(true);
   maker.join();
 }
 
