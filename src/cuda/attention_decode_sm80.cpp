@@ -114,32 +114,13 @@ Configurations configure_invariant_decode(const AttentionProblem& p, const Devic
   return {c};
 }
 
-namespace {
-
-Verdict check(const AttentionProblem& problem, const Machine&) {
-  return check_on_device(problem, check_attention_decode_sm80);
-}
-
-double cost_us(const AttentionProblem& problem, const Machine&) {
-  return configure_attention_decode_sm80(problem, *device_facts(problem.device_index).value()).front().cost_us;
-}
-
-Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
-  const DeviceFacts& facts = *device_facts(problem.device_index).value();
-  return prepare_attention_fwd(problem, facts, configure_attention_decode_sm80(problem, facts), plan);
-}
-
-}  // namespace
 }  // namespace heed::cuda
 
 namespace heed {
 
 extern const Impl<AttentionProblem> kCudaAttentionDecodeSm80;
-const Impl<AttentionProblem> kCudaAttentionDecodeSm80 = {"cuda/attention_decode_sm80",
-                                                         "up to 16 queries of a kv head, f16 and bf16",
-                                                         false,
-                                                         cuda::check,
-                                                         cuda::cost_us,
-                                                         cuda::prepare};
+constinit const Impl<AttentionProblem> kCudaAttentionDecodeSm80 =
+    cuda::forward_row<cuda::check_attention_decode_sm80, cuda::configure_attention_decode_sm80>(
+        "cuda/attention_decode_sm80", "up to 16 queries of a kv head, f16 and bf16");
 
 }  // namespace heed

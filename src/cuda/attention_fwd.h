@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "cuda/device.h"
@@ -101,7 +102,24 @@ Configurations configure_invariant_decode(const AttentionProblem& problem, const
 // The kernels that the planner's choice among these rows would launch on such a device; empty where none takes it.
 std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const DeviceFacts& facts);
 
-// From a row's functions above to those of Impl: the problem's device is looked up first.
+// Impl's check from a row's: the problem's device is looked up first.
 Verdict check_on_device(const AttentionProblem& problem, Verdict (*check)(const AttentionProblem&, const DeviceFacts&));
+
+// The row of the registry that is made of a check and a configure above.
+template <Verdict (*kCheck)(const AttentionProblem&, const DeviceFacts&),
+          Configurations (*kConfigure)(const AttentionProblem&, const DeviceFacts&)>
+constexpr Impl<AttentionProblem> forward_row(std::string_view name, std::string_view summary) {
+  return {name,
+          summary,
+          false,
+          [](const AttentionProblem& problem, const Machine&) { return check_on_device(problem, kCheck); },
+          [](const AttentionProblem& problem, const Machine&) {
+            return kConfigure(problem, *device_facts(problem.device_index).value()).front().cost_us;
+          },
+          [](const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
+            const DeviceFacts& facts = *device_facts(problem.device_index).value();
+            return prepare_attention_fwd(problem, facts, kConfigure(problem, facts), plan);
+          }};
+}
 
 }  // namespace heed::cuda

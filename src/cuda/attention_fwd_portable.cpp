@@ -39,32 +39,13 @@ Configurations configure_attention_fwd_portable(const AttentionProblem& p, const
   return {c};
 }
 
-namespace {
-
-Verdict check(const AttentionProblem& problem, const Machine&) {
-  return check_on_device(problem, check_attention_fwd_portable);
-}
-
-double cost_us(const AttentionProblem& problem, const Machine&) {
-  return configure_attention_fwd_portable(problem, *device_facts(problem.device_index).value()).front().cost_us;
-}
-
-Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
-  const DeviceFacts& facts = *device_facts(problem.device_index).value();
-  return prepare_attention_fwd(problem, facts, configure_attention_fwd_portable(problem, facts), plan);
-}
-
-}  // namespace
 }  // namespace heed::cuda
 
 namespace heed {
 
 extern const Impl<AttentionProblem> kCudaAttentionFwdPortable;
-const Impl<AttentionProblem> kCudaAttentionFwdPortable = {"cuda/attention_fwd_portable",
-                                                          "f32, f16 and bf16 in f32, any head dim up to 512",
-                                                          false,
-                                                          cuda::check,
-                                                          cuda::cost_us,
-                                                          cuda::prepare};
+constinit const Impl<AttentionProblem> kCudaAttentionFwdPortable =
+    cuda::forward_row<cuda::check_attention_fwd_portable, cuda::configure_attention_fwd_portable>(
+        "cuda/attention_fwd_portable", "f32, f16 and bf16 in f32, any head dim up to 512");
 
 }  // namespace heed

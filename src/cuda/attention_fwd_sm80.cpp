@@ -132,32 +132,13 @@ Configurations configure_attention_fwd_sm80(const AttentionProblem& p, const Dev
   return shared;
 }
 
-namespace {
-
-Verdict check(const AttentionProblem& problem, const Machine&) {
-  return check_on_device(problem, check_attention_fwd_sm80);
-}
-
-double cost_us(const AttentionProblem& problem, const Machine&) {
-  return configure_attention_fwd_sm80(problem, *device_facts(problem.device_index).value()).front().cost_us;
-}
-
-Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
-  const DeviceFacts& facts = *device_facts(problem.device_index).value();
-  return prepare_attention_fwd(problem, facts, configure_attention_fwd_sm80(problem, facts), plan);
-}
-
-}  // namespace
 }  // namespace heed::cuda
 
 namespace heed {
 
 extern const Impl<AttentionProblem> kCudaAttentionFwdSm80;
-const Impl<AttentionProblem> kCudaAttentionFwdSm80 = {"cuda/attention_fwd_sm80",
-                                                      "f16 and bf16 on the matrix units, Ampere and later",
-                                                      false,
-                                                      cuda::check,
-                                                      cuda::cost_us,
-                                                      cuda::prepare};
+constinit const Impl<AttentionProblem> kCudaAttentionFwdSm80 =
+    cuda::forward_row<cuda::check_attention_fwd_sm80, cuda::configure_attention_fwd_sm80>(
+        "cuda/attention_fwd_sm80", "f16 and bf16 on the matrix units, Ampere and later");
 
 }  // namespace heed

@@ -191,32 +191,13 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, void* counter, Att
   return {};
 }
 
-namespace {
-
-Verdict check(const AttentionProblem& problem, const Machine&) {
-  return check_on_device(problem, check_attention_fwd_sm90);
-}
-
-double cost_us(const AttentionProblem& problem, const Machine&) {
-  return configure_attention_fwd_sm90(problem, *device_facts(problem.device_index).value()).front().cost_us;
-}
-
-Status prepare(const AttentionProblem& problem, const Machine&, Plan<AttentionProblem>& plan) {
-  const DeviceFacts& facts = *device_facts(problem.device_index).value();
-  return prepare_attention_fwd(problem, facts, configure_attention_fwd_sm90(problem, facts), plan);
-}
-
-}  // namespace
 }  // namespace heed::cuda
 
 namespace heed {
 
 extern const Impl<AttentionProblem> kCudaAttentionFwdSm90;
-const Impl<AttentionProblem> kCudaAttentionFwdSm90 = {"cuda/attention_fwd_sm90",
-                                                      "f16 and bf16 by bulk copies and warpgroup products, Hopper",
-                                                      false,
-                                                      cuda::check,
-                                                      cuda::cost_us,
-                                                      cuda::prepare};
+constinit const Impl<AttentionProblem> kCudaAttentionFwdSm90 =
+    cuda::forward_row<cuda::check_attention_fwd_sm90, cuda::configure_attention_fwd_sm90>(
+        "cuda/attention_fwd_sm90", "f16 and bf16 by bulk copies and warpgroup products, Hopper");
 
 }  // namespace heed
