@@ -20,7 +20,6 @@ bool multiply_fits(int64_t a, int64_t b, int64_t limit) {
   return !__builtin_mul_overflow(a, b, &product) && product <= limit;
 }
 
-Strides3 strides3(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2]}; }
 Strides4 strides4(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3]}; }
 
 // Data that the host never sees decides which rows and pages are read: looked at once, before attention.

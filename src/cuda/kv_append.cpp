@@ -19,8 +19,6 @@ struct AppendStep {
   KvAppendParams params;
 };
 
-Strides3 strides3(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2]}; }
-
 // Rows of a sequence, the usual one.
 int64_t usual_rows(const KvAppendProblem& p) {
   const int64_t sequences = std::max<int64_t>(1, p.batch);

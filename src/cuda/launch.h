@@ -1,14 +1,19 @@
 // One kernel launch: what the plan fixed, and the parameter block of this run.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
 #include "base/status.h"
 #include "cuda/driver.h"
+#include "cuda/kernels/params.h"
 #include "cuda/variants.h"
 
 namespace heed::cuda {
+
+// Of sequence, head and row, as kernels take them.
+inline Strides3 strides3(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2]}; }
 
 struct Launch {
   std::string name;  // for messages: the kernel's template and its variant
