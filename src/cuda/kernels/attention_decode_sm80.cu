@@ -110,7 +110,7 @@ __device__ __forceinline__ void finish_scores(float (&s)[kGroups][4], const Atte
   for (int group = 0; group < kGroups; ++group)
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      s[group][e] *= scale_log2;
+      s[group][e] = __fmul_rn(s[group][e], scale_log2);  // one number, in the maximum and in the exponent
       if (!whole && j0 + lane / 4 + e / 2 * 8 >= end) s[group][e] = -kInf;
     }
   if constexpr (kV.mask != kMaskNone) {

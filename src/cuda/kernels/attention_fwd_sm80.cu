@@ -161,6 +161,8 @@ __device__ __forceinline__ bool softmax_kept(float (&acc_s)[Tile<kV>::kRowTiles]
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const float reference = -state.row_max[m][r];
+      // Terms are added to scores that are multiplied by then: there the difference is exact, however large.
+      if constexpr (!kV.modified) fits = fits && fabsf(reference) < kLargeScore;
       float s0 = 0.0f, s1 = 0.0f;
 #pragma unroll
       for (int n = 0; n < T::kKeyTiles; ++n) {
@@ -191,11 +193,14 @@ __device__ __forceinline__ void softmax_exact(float (&acc_s)[Tile<kV>::kRowTiles
   for (int m = 0; m < T::kRowTiles; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      // The maximum of scale * s: of s for a positive scale, and the scale's sign goes with the product otherwise.
+      // Products are rounded as the maximum is: it is one of them, so that no P exceeds 1, however large scores are.
       float block_max = -__int_as_float(0x7f800000);
 #pragma unroll
-      for (int n = 0; n < T::kKeyTiles; ++n)
-        block_max = fmaxf(block_max, fmaxf(acc_s[m][n][2 * r] * scale_log2, acc_s[m][n][2 * r + 1] * scale_log2));
+      for (int n = 0; n < T::kKeyTiles; ++n) {
+        acc_s[m][n][2 * r] = __fmul_rn(acc_s[m][n][2 * r], scale_log2);
+        acc_s[m][n][2 * r + 1] = __fmul_rn(acc_s[m][n][2 * r + 1], scale_log2);
+        block_max = fmaxf(block_max, fmaxf(acc_s[m][n][2 * r], acc_s[m][n][2 * r + 1]));
+      }
       block_max = fmaxf(block_max, __shfl_xor_sync(0xffffffffu, block_max, 1));
       block_max = fmaxf(block_max, __shfl_xor_sync(0xffffffffu, block_max, 2));
       const float new_max = fmaxf(state.row_max[m][r], block_max);
@@ -205,8 +210,8 @@ __device__ __forceinline__ void softmax_exact(float (&acc_s)[Tile<kV>::kRowTiles
       float sum = state.row_sum[m][r] * alpha;
 #pragma unroll
       for (int n = 0; n < T::kKeyTiles; ++n) {
-        acc_s[m][n][2 * r] = ex2(fmaf(acc_s[m][n][2 * r], scale_log2, -reference));
-        acc_s[m][n][2 * r + 1] = ex2(fmaf(acc_s[m][n][2 * r + 1], scale_log2, -reference));
+        acc_s[m][n][2 * r] = ex2(acc_s[m][n][2 * r] - reference);
+        acc_s[m][n][2 * r + 1] = ex2(acc_s[m][n][2 * r + 1] - reference);
         sum += acc_s[m][n][2 * r] + acc_s[m][n][2 * r + 1];
       }
       state.row_sum[m][r] = sum;

@@ -72,6 +72,9 @@ __device__ __forceinline__ float capped(float x, float cap) {
   return fabsf(y) < 0.3f ? x * series : far;
 }
 
+// From here on a maximum, times log2 e and rounded, may be so far from what it stands for that P shows it.
+constexpr float kLargeScore = 1048576.0f;
+
 // From here on the error of the exponential's form, cap 2^-22, shows beside that of P in 16 bits.
 constexpr float kLargeCap = 256.0f;
 
@@ -84,7 +87,7 @@ __device__ __forceinline__ float score_of(const AttentionFwdParams& p, i32 b, fl
   if (p.mask != nullptr &&
       p.mask[b * p.mask_stride.b + head * p.mask_stride.h + query * p.mask_stride.i + j * p.mask_stride.j] == 0)
     return -__int_as_float(0x7f800000);
-  float x = dot * p.softmax_scale_log2;
+  float x = __fmul_rn(dot, p.softmax_scale_log2);  // one number, in the maximum and in the exponent
   if (p.softcap > 0.0f) x = capped(x, p.softcap);
   if (p.bias != nullptr) {
     const i64 at = b * p.bias_stride.b + head * p.bias_stride.h + query * p.bias_stride.i + j * p.bias_stride.j;
@@ -185,7 +188,7 @@ struct ScoreTerms {
 #pragma unroll
       for (int n = 0; n < kKeyTiles; ++n)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) acc_s[m][n][e] *= p.softmax_scale_log2;
+        for (int e = 0; e < 4; ++e) acc_s[m][n][e] = __fmul_rn(acc_s[m][n][e], p.softmax_scale_log2);
     if (p.softcap > kLargeCap) {
 #pragma unroll
       for (int m = 0; m < kRowTiles; ++m)

@@ -3,6 +3,7 @@
 
 #include "params.h"
 #include "ptx.cuh"
+#include "score.cuh"
 #include "work_sm90.h"
 
 namespace heed::cuda {
@@ -26,9 +27,6 @@ __device__ __forceinline__ void hide_before(float (&acc_s)[kScores], const i32 (
   for (int i = 0; i < kScores; ++i)
     if (i / 4 * 8 + i % 2 < lo[i / 2 % 2]) acc_s[i] = hidden;
 }
-
-// From here on a maximum, times log2 e and rounded, may be so far from what it stands for that P shows it.
-constexpr float kLargeScore = 1048576.0f;
 
 template <int kScores>
 __device__ __forceinline__ void multiply(float (&acc_s)[kScores], float& scale_log2) {
