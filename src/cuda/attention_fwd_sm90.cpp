@@ -14,7 +14,20 @@ namespace {
 constexpr i32 kFarthest = 1 << 30,
               kMostRows = kFarthest - 1024;  // row + shift stays within 31 bits, in the last tile too
 
-bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0; }
+// Lengths, or the places of keys, that the host does not know; chunks are done where those are.
+bool has_lengths(const AttentionProblem& p) {
+  return p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0 || p.chunk > 0;
+}
+bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0 || has_lengths(p); }
+
+// Rows and sequences that a tensor map of q or out, and of k or v, counts.
+std::array<int64_t, 2> rows_of_q(const AttentionProblem& p) {
+  return p.packed_q() ? std::array<int64_t, 2>{p.total_q, 1} : std::array<int64_t, 2>{p.seqlen_q, p.batch};
+}
+std::array<int64_t, 2> rows_of_k(const AttentionProblem& p) {
+  if (p.packed_k()) return {p.total_k, 1};
+  return {p.seqlen_k, p.cache_batch > 0 ? p.cache_batch : p.batch};
+}
 
 // Strides that a bulk copy can take: none backwards.
 // Of a dimension of one nothing is asked.
@@ -25,11 +38,14 @@ bool strides_fit(const std::array<int64_t, 4>& strides, const std::array<int64_t
 }
 
 bool tensors_fit(const AttentionProblem& p) {
-  const std::array<int64_t, 3> of_q = {p.batch, p.nheads_q, p.seqlen_q}, of_k = {p.batch, p.nheads_kv, p.seqlen_k};
+  const auto [q_rows, q_sequences] = rows_of_q(p);
+  const auto [k_rows, k_sequences] = rows_of_k(p);
+  const std::array<int64_t, 3> of_q = {q_sequences, p.nheads_q, q_rows}, of_k = {k_sequences, p.nheads_kv, k_rows};
   return strides_fit(p.strides(Slot::kQ), of_q) && strides_fit(p.strides(Slot::kOut), of_q) &&
          strides_fit(p.strides(Slot::kK), of_k) && strides_fit(p.strides(Slot::kV), of_k);
 }
 
+// Where the host knows the lengths.
 int64_t offset_of(const AttentionProblem& p) {
   return p.offset_kind == OffsetKind::kBottomRight ? p.seqlen_k - p.seqlen_q
          : p.offset_kind == OffsetKind::kTopLeft   ? 0
@@ -80,10 +96,14 @@ double rate_of(const AttentionFwdSm90Tile& t, const Configuration& c, const Devi
 // Blocks do their tiles one after the other: the fullest block's time.
 double cost_of(const AttentionProblem& p, const Configuration& c, const AttentionFwdSm90Tile& t,
                const DeviceFacts& facts) {
-  const double keys = static_cast<double>(p.seqlen_k), all = static_cast<double>(p.batch * p.nheads_q * p.seqlen_q);
-  const double visible = flops(p) / (2.0 * all * keys * static_cast<double>(p.head_dim + p.head_dim_v));
+  const double keys = static_cast<double>(usual_keys(p));
+  const double all = static_cast<double>(total_rows(p) * p.nheads_q);
+  const double visible = flops(p) / std::max(1.0, 2.0 * all * keys * static_cast<double>(p.head_dim + p.head_dim_v));
   const double of_a_tile = 2.0 * c.tile_q * keys * (t.head_dim + t.head_dim_v) * std::min(1.0, visible);
-  const double turns = std::ceil(static_cast<double>(c.blocks) / static_cast<double>(std::max<int64_t>(1, c.grid)));
+  // Of packed queries there are, in the mean, half as many tiles too many as there are sequences.
+  const double tiles =
+      static_cast<double>(c.blocks) - (p.packed_q() ? 0.5 * static_cast<double>(p.batch * p.nheads_q) : 0.0);
+  const double turns = std::ceil(tiles / static_cast<double>(std::max<int64_t>(1, c.grid)));
   const double multiplying = turns * of_a_tile / rate_of(t, c, facts);
   const double moving = bytes(p) / (30e3 * std::max(1, facts.multiprocessors));
   // Other rows state what they would take on a full device, and take up to twice that for few tiles: less is added here.
@@ -96,16 +116,19 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const Attentio
 
 // K and V of a section stay in the L2 cache; and it has tiles enough to end with short ones everywhere.
 int64_t section_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {
-  const int64_t kv_bytes = p.seqlen_k * (p.head_dim + p.head_dim_v) * dtype_bytes(p.dtype);
+  const int64_t kv_bytes = std::max<int64_t>(1, usual_keys(p)) * (p.head_dim + p.head_dim_v) * dtype_bytes(p.dtype);
   const int64_t fitting = std::max<int64_t>(1, facts.l2_bytes * 3 / 4 / kv_bytes) * p.gqa_ratio();
+  if (p.packed_q()) return fitting;  // of one sequence
   return std::max(fitting, 2 * c.grid / std::max<int64_t>(1, c.num_tiles_q));
 }
 
 Configuration configuration_of(const AttentionProblem& p, Sm90Shape shape, const DeviceFacts& facts) {
   const AttentionFwdSm90Tile& tile = *attention_fwd_sm90_tile(p.head_dim, p.head_dim_v, has_ranges(p), shape);
   Configuration c;
-  c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v);
-  c.variant = attention_fwd_sm90_variant(p.dtype == Dtype::kBf16, p.window_left >= 0, tile);
+  const bool lengths = has_lengths(p);
+  c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
+                    lengths ? " lengths" : "");
+  c.variant = attention_fwd_sm90_variant({p.dtype == Dtype::kBf16, p.window_left >= 0, lengths}, tile);
   c.tile_q = tile_q(tile);
   c.tile_k = tile.tile_k;
   c.maps_tensors = true;
@@ -114,7 +137,7 @@ Configuration configuration_of(const AttentionProblem& p, Sm90Shape shape, const
   // Rows that differ in length go to whichever block is free, the longest first. With D 64 others do as well: 1 % faster.
   const bool differ = p.window_right >= 0 && p.window_left < 0;
   const bool has_several = c.blocks > c.grid && c.blocks < int64_t{1} << (kTileBits - 1);
-  c.counts_tiles = has_several && (differ || (tile.head_dim == 64 && p.window_left < 0));
+  c.counts_tiles = has_several && (differ || lengths || (tile.head_dim == 64 && p.window_left < 0));
   c.section_heads = section_of(p, c, facts);
   c.cost_us = cost_of(p, c, tile, facts);
   return c;
@@ -139,20 +162,20 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
                "cuda/attention_fwd_portable takes any up to 512",
                p.head_dim, p.head_dim_v));
   }
-  if (p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() || p.cache_batch > 0) {
-    return decline(format("takes no lengths or pages from the device; {}", kNearest));
-  }
-  if (p.softcap || p.bias() || p.alibi || p.mask || p.dropout || p.chunk > 0) {
-    return decline(format("takes no softcap, bias, ALiBi, mask tensor, dropout or chunk; {}", kNearest));
+  if (p.paged()) return decline(format("takes no pages; {}", kNearest));
+  if (p.softcap || p.bias() || p.alibi || p.mask || p.dropout) {
+    return decline(format("takes no softcap, bias, ALiBi, mask tensor or dropout; {}", kNearest));
   }
   if (p.out_dtype != p.dtype) return decline(format("writes out in the inputs' dtype only; {}", kNearest));
   if (p.batch_invariant || p.splits > 1)
     return decline(format("neither splits keys nor batch_invariant; {}", kNearest));
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
-  if (p.batch < 1 || p.nheads_q < 1 || p.seqlen_q < 1 || p.seqlen_k < 1) {
+  const int64_t queries = rows_of_q(p)[0], keys = rows_of_k(p)[0];
+  if (p.batch < 1 || p.nheads_q < 1 || queries < 1 || keys < 1) {
     return decline(format("takes no empty tensors; {}", kNearest));
   }
-  if (p.seqlen_q > kMostRows || p.seqlen_k > kMostRows || std::abs(offset_of(p)) > kMostRows) {
+  if (queries > kMostRows || keys > kMostRows ||
+      (p.offset_kind == OffsetKind::kGiven && (p.q_offset > kMostRows || p.q_offset < -kMostRows))) {
     return decline(format("takes at most {} queries and keys, and q_offset as large; {}", kMostRows, kNearest));
   }
   if (!tensors_fit(p)) {
@@ -173,16 +196,20 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, void* counter, Att
   AttentionFwdParams& c = params.common;
   // A hidden score times the scale must be -inf: 0 becomes the least number above it.
   if (c.softmax_scale_log2 == 0.0f) c.softmax_scale_log2 = std::numeric_limits<float>::denorm_min();
+  const auto [q_rows, q_sequences] = rows_of_q(p);
+  const auto [k_rows, k_sequences] = rows_of_k(p);
+  const auto k_box = static_cast<uint32_t>(tile_k);
   HEED_RETURN_IF_ERROR(
-      encode("q", c.q, p.dtype, c.head_dim, c.seqlen_q, c.nheads_q, c.batch, c.q_stride, kConsumerRows, params.q_map));
-  HEED_RETURN_IF_ERROR(encode("k", c.k, p.dtype, c.head_dim, c.seqlen_k, c.nheads_kv, c.batch, c.k_stride,
-                              static_cast<uint32_t>(tile_k), params.k_map));
-  HEED_RETURN_IF_ERROR(encode("v", c.v, p.dtype, c.head_dim_v, c.seqlen_k, c.nheads_kv, c.batch, c.v_stride,
-                              static_cast<uint32_t>(tile_k), params.v_map));
-  HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, c.seqlen_q, c.nheads_q, c.batch, c.out_stride,
+      encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, kConsumerRows, params.q_map));
+  HEED_RETURN_IF_ERROR(
+      encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, params.k_map));
+  HEED_RETURN_IF_ERROR(
+      encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, params.v_map));
+  HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, q_rows, c.nheads_q, q_sequences, c.out_stride,
                               kConsumerRows, params.out_map));
-  const int64_t offset = offset_of(p);
-  params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * c.batch);
+  const int64_t offset = has_lengths(p) ? 0 : offset_of(p);
+  params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * (p.packed_q() ? 1 : c.batch));
+  params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));
   params.lo_shift = c.window_left >= 0 ? shifted(offset, -c.window_left) : -kFarthest;
   params.hi_shift = c.window_right >= 0 ? shifted(offset + 1, c.window_right) : kFarthest;
   params.offset = static_cast<i32>(offset);

@@ -141,12 +141,12 @@ inline constexpr AttentionFwdSm90Tile kAttentionFwdSm90Tiles[] = {
 
 constexpr int tile_q(const AttentionFwdSm90Tile& t) { return 64 * t.consumers; }
 
-// Layout in attention_fwd_sm90.cu.
-constexpr int shared_bytes(const AttentionFwdSm90Tile& t) {
+// Layout in work_sm90.h.
+constexpr int shared_bytes(const AttentionFwdSm90Tile& t, bool lengths = false) {
   const int boxes = (t.head_dim + 63) / 64, boxes_v = (t.head_dim_v + 63) / 64;
   const int out = t.head_dim > 128 ? 0 : t.consumers * boxes_v * 64 * 128;
   return t.consumers * boxes * 64 * 128 + t.stages * t.tile_k * 128 * (boxes + boxes_v) + out +
-         8 * (4 * t.stages + 2 * t.consumers) + 4 * t.consumers;
+         8 * (4 * t.stages + 2 * t.consumers) + 4 * t.consumers * (lengths ? kSequenceWords : 1);
 }
 
 // Null where there is none: of the shape wanted, else long.
@@ -246,7 +246,7 @@ constexpr bool tiles_are_sound() {
     if (t.consumers < 1 || t.consumers > 4 || t.rings < 1 || t.rings > 2) return false;
     if (t.ping_pong != 0 && (t.consumers != 2 || t.ranges)) return false;  // consumers in turn take the same steps
     if (t.spill_bytes < 0 || t.spill_bytes > 64) return false;
-    if (t.blocks * (shared_bytes(t) + 1024) > 228 << 10) return false;  // of an H100 or H200
+    if (t.blocks * (shared_bytes(t, t.ranges) + 1024) > 228 << 10) return false;  // of an H100 or H200
   }
   for (const DecodeTile& t : kDecodeTiles)
     if (t.head_dim % 32 != 0 || t.head_dim_v % 64 != 0 || t.tile_q % 8 != 0 || t.tile_k % 16 != 0) return false;

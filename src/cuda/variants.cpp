@@ -56,16 +56,20 @@ KernelVariant attention_fwd_variant(const AttentionFwdFeatures& f, const Attenti
                     t.warps * 32, t);
 }
 
-KernelVariant attention_fwd_sm90_variant(bool is_bf16, bool has_lower_end, const AttentionFwdSm90Tile& t) {
+KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& f, const AttentionFwdSm90Tile& t) {
   constexpr const char* kExpression =
       "heed::cuda::attention_fwd_sm90<heed::cuda::AttentionFwdSm90Variant{{.is_bf16={},.head_dim={},.head_dim_v={}"
       ",.consumers={},.tile_k={},.stages={},.rings={},.q_in_registers={},.ping_pong={},.blocks={},.mask={},.has_lower_"
-      "end={}}}>";
-  return variant_of("attention_fwd_sm90.cu",
-                    format(kExpression, int{is_bf16}, t.head_dim, t.head_dim_v, t.consumers, t.tile_k, t.stages,
-                           t.rings, t.q_in_registers, t.ping_pong, t.blocks,
-                           static_cast<int>(t.ranges ? kMaskRange : kMaskNone), int{has_lower_end}),
-                    128 * (t.consumers + 1), t);
+      "end={},.lengths={}}}>";
+  KernelVariant variant =
+      variant_of("attention_fwd_sm90.cu",
+                 format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.consumers, t.tile_k, t.stages, t.rings,
+                        t.q_in_registers, t.ping_pong, t.blocks, static_cast<int>(t.ranges ? kMaskRange : kMaskNone),
+                        int{f.has_lower_end || f.lengths}, int{f.lengths}),
+                 128 * (t.consumers + 1), t);
+  variant.shared_bytes = shared_bytes(t, f.lengths);
+  if (f.lengths) variant.spill_bytes = 64;  // around the loops: what a sequence's rows and keys are
+  return variant;
 }
 
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& t) {
@@ -135,9 +139,9 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
   }
   if (arch.major == 9)
     for (const AttentionFwdSm90Tile& tile : kAttentionFwdSm90Tiles)
-      for (const bool is_bf16 : {false, true})
-        for (const bool has_lower_end : {false, true})
-          if (tile.ranges || !has_lower_end) add(attention_fwd_sm90_variant(is_bf16, has_lower_end, tile));
+      for (int bits = 0; bits < 8; ++bits)
+        if (tile.ranges || bits < 2)
+          add(attention_fwd_sm90_variant({(bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0}, tile));
   for (const DecodeTile& tile : kDecodeTiles)
     for (int bits = 0; bits < 8; ++bits)
       add(attention_decode_variant((bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, tile));

@@ -38,8 +38,13 @@ AttentionFwdFeatures reachable(AttentionFwdFeatures features);
 const AttentionFwdTile* attention_fwd_tile(AttentionFwdFeatures& features, HeadDims dims, TileHeight height, int major,
                                            int shared_limit);
 KernelVariant attention_fwd_variant(const AttentionFwdFeatures& features, const AttentionFwdTile& tile);
-// has_lower_end: a window hides the first keys from rows as well.
-KernelVariant attention_fwd_sm90_variant(bool is_bf16, bool has_lower_end, const AttentionFwdSm90Tile& tile);
+// What of a problem, beside its tile, decides the specialisation of attention_fwd_sm90.
+struct AttentionFwdSm90Features {
+  bool is_bf16 = false;
+  bool has_lower_end = false;  // a window hides the first keys from rows as well
+  bool lengths = false;        // lengths and places from the device, chunks: any range of keys then
+};
+KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& features, const AttentionFwdSm90Tile& tile);
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& tile);
 KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& tile, bool split);
 KernelVariant combine_variant(Dtype element);

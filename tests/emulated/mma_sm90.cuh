@@ -34,6 +34,7 @@ inline void bar_sync(int barrier, int threads) {
 inline void bar_arrive(int barrier, int threads) { emulated::arrive(emulated::block->named[barrier], threads); }
 inline void store_shared(u32 address, u32 x) { emulated::store(address, x); }
 inline u32 load_shared(u32 address) { return emulated::load<u32>(address); }
+inline uint4 load_shared_16(u32 address) { return emulated::load<uint4>(address); }
 inline int thread_here() { return static_cast<int>(threadIdx.x); }
 inline bool elect_sync() { return threadIdx.x % 32 == 0; }
 template <int kRegisters>

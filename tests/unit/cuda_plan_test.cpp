@@ -202,13 +202,17 @@ TEST(CudaPlan, HopperForward) {
   };
   for (const char* line :
        {"sq=700 d=64 bf16", "sq=700 d=128 f16 causal lse", "sq=70 sk=900 d=72 bf16 window=33,2 sinks",
-        "b=3 hq=8 hkv=2 sq=700 d=192 dv=128 bf16 causal offset=top", "sq=1 d=256 f16 offset=-5 causal"})
+        "b=3 hq=8 hkv=2 sq=700 d=192 dv=128 bf16 causal offset=top", "sq=1 d=256 f16 offset=-5 causal",
+        "sq=700 d=64 bf16 used_k used_q", "b=3 sq=700 d=64 bf16 chunk=100", "b=3 d=128 bf16 layout_q=thd tq=70 sk=90",
+        "b=3 d=128 bf16 layout_q=thd layout_kv=thd tq=70 tk=90 causal",
+        "b=3 sq=5 d=64 f16 used_k leftpad cache_batch=7"})
     EXPECT_TRUE(verdict(line).accepted) << line << ": " << verdict(line).reason;
   const std::pair<const char*, const char*> declined[] = {
       {"sq=700 d=64", "not f32"},
       {"sq=700 d=60 bf16", "multiples of 8"},
       {"sq=700 d=264 bf16", "up to 256"},
-      {"sq=700 d=64 bf16 used_k", "lengths"},
+      {"sq=704 d=64 bf16 page=16 used_k", "pages"},
+      {"b=2 d=64 bf16 layout_q=thd layout_kv=thd tq=0 tk=9", "empty"},
       {"sq=700 d=64 bf16 softcap", "softcap"},
       {"sq=700 d=64 bf16 out=f32", "dtype"},
       {"sq=700 d=64 bf16 align.q=8", "16 bytes"},
@@ -236,6 +240,12 @@ TEST(CudaPlan, HopperForward) {
   EXPECT_TRUE(many.counts_tiles);
   EXPECT_GE(many.section_heads * many.num_tiles_q, 2 * many.grid);
   EXPECT_FALSE(planned("b=16 hq=16 sq=1024 d=128 bf16").counts_tiles);
+  // Packed: a tile of each sequence more than its rows fill, from a counter whatever the mask.
+  const Configuration packed = planned("b=16 hq=16 d=128 bf16 layout_q=thd layout_kv=thd tq=16384 tk=16384");
+  EXPECT_EQ(packed.num_tiles_q, 16384 / 128 + 16);
+  EXPECT_EQ(packed.blocks, packed.num_tiles_q * 16);
+  EXPECT_TRUE(packed.counts_tiles);
+  EXPECT_TRUE(packed.kernel.ends_with(" lengths"));
 }
 
 TEST(CudaPlan, TypicalDevices) {

@@ -25,6 +25,7 @@
 #include "ptx.cuh"
 #include "rows.cuh"
 #include "score.cuh"
+#include "sequences_sm90.cuh"
 #include "softmax_sm90.cuh"
 #include "work_sm90.h"
 
@@ -54,25 +55,37 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
   u32 q_parity = 1;
   const u32 total = static_cast<u32>(a.num_work_tiles);
   u32 next;
+  [[maybe_unused]] i32 found = 0;  // the sequence of the turn before
   for (u32 index = blockIdx.x; index < total; index = next) {
     next = tile_after(a, index);
-    const Work work = work_at<kV>(a.common, index);
+    Work work;
+    KeyPlace keys;
+    if constexpr (kV.lengths) {
+      work.b = found;
+      const bool has_rows = locate<kV>(a, index, work, keys);
+      found = work.b;
+      if (!has_rows) continue;
+    } else {
+      work = work_at<kV>(a.common, index);
+      keys.sequence = work.b;
+    }
     const i32 head_kv = work.head / a.common.gqa_ratio;
-    const Visible<kV> visible{a, static_cast<i32>(a.common.seqlen_k)};
-    const i32 last_row = min(work.row0 + L::kTileQ, static_cast<i32>(a.common.seqlen_q)) - 1;
+    const Visible<kV> visible = visible_of<kV>(a, work);
+    const i32 queries = kV.lengths ? work.q_len : static_cast<i32>(a.common.seqlen_q);
+    const i32 last_row = min(work.row0 + L::kTileQ, queries) - 1;
     const TileRange range = tiles_of_rows<kV>(visible, work.row0, last_row);
 
     auto load_k = [&](i32 n, u32 barrier) {
 #pragma unroll
       for (int c = 0; c < L::kChunks; ++c)
-        tma_load(shared + L::kK + k_ring.stage * L::kBytesK + c * L::kChunkK, a.k_map, barrier, c * 64, n * kV.tile_k,
-                 head_kv, work.b, kEvictLast);
+        tma_load(shared + L::kK + k_ring.stage * L::kBytesK + c * L::kChunkK, a.k_map, barrier, c * 64,
+                 keys.row + n * kV.tile_k, head_kv, keys.sequence, kEvictLast);
     };
     auto load_v = [&](i32 n, int stage, u32 barrier) {
 #pragma unroll
       for (int c = 0; c < L::kChunksV; ++c)
-        tma_load(shared + L::kVAt + stage * L::kBytesV + c * L::kChunkK, a.v_map, barrier, c * 64, n * kV.tile_k,
-                 head_kv, work.b, kEvictLast);
+        tma_load(shared + L::kVAt + stage * L::kBytesV + c * L::kChunkK, a.v_map, barrier, c * 64,
+                 keys.row + n * kV.tile_k, head_kv, keys.sequence, kEvictLast);
     };
     // K of tile n and V of the tile after it, where there are such.
     auto stage = [&](i32 n) {
@@ -103,12 +116,15 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
     const bool any = range.end > range.begin;
     for (int consumer = 0; consumer < kV.consumers; ++consumer) {
       mbarrier_wait(barriers.q_empty(consumer), q_parity);
-      store_shared(barriers.q_tile(consumer), index);
+      if constexpr (kV.lengths)
+        store_work(barriers.sequence_work(consumer, q_parity), work);
+      else
+        store_shared(barriers.q_tile(consumer), index);
       mbarrier_arrive_expect_tx(barriers.q_full(consumer), L::kBytesQ);
 #pragma unroll
       for (int c = 0; c < L::kChunks; ++c)
         tma_load(shared + consumer * L::kBytesQ + c * L::kChunkQ, a.q_map, barriers.q_full(consumer), c * 64,
-                 work.row0 + consumer * 64, work.head, work.b, kEvictFirst);
+                 work.q_begin + work.row0 + consumer * 64, work.head, sequence_of_q<kV>(a, work), kEvictFirst);
       if (consumer == 0 && any) stage(range.end - 1);
     }
     q_parity ^= 1;
@@ -117,7 +133,7 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
   }
   for (int consumer = 0; consumer < kV.consumers; ++consumer) {
     mbarrier_wait(barriers.q_empty(consumer), q_parity);
-    store_shared(barriers.q_tile(consumer), kNoMore);
+    store_shared(kV.lengths ? barriers.sequence_work(consumer, q_parity) : barriers.q_tile(consumer), kNoMore);
     mbarrier_arrive(barriers.q_full(consumer));
   }
 }
@@ -181,6 +197,20 @@ __device__ __forceinline__ void multiply_qk_again(float (&acc_s)[Layout<kV>::kSc
       mma_m16n8k16<kV.is_bf16>(reinterpret_cast<float(&)[4]>(acc_s[j * 8 + 4]), a, b[2], b[3]);
     }
   }
+}
+
+// Rows of Q at and past `rows`, which are another sequence's or padding, become 0: what they hold changes no bit of the
+// sequence's own rows then, and takes no exact step.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void clear_rows_behind(u32 q, i32 rows, int group) {
+  if (rows <= 0 || rows >= 64) return;  // where there are none, no product is taken
+  const int thread = threadIdx.x % 128, lane = thread % 32;
+#pragma unroll 1
+  for (int row = rows + thread / 32; row < 64; row += 4)
+#pragma unroll
+    for (int c = 0; c < Layout<kV>::kChunks; ++c) store_shared(q + c * Layout<kV>::kChunkQ + row * 128 + lane * 4, 0);
+  fence_proxy_async();
+  bar_sync(1 + group, 128);
 }
 
 // ---- consumer ---------------------------------------------------------------------------------------------------------
@@ -272,13 +302,24 @@ struct Consumer {
   __device__ __forceinline__ void hide(const Visible<kV>& visible, i32 first, i32 n, bool before) {
     const float hidden = __int_as_float(a.common.softmax_scale_log2 < 0.0f ? 0x7f800000 : 0xff800000);
     const i32 row = first + warp * 16 + lane / 4, key = n * kV.tile_k + lane % 4 * 2;
-    const i32 hi[2] = {visible.hi(row) - key, visible.hi(row + 8) - key};
+    const int thread = kV.lengths ? thread_here() : 0;
+    const u32 bounds = kV.lengths ? barriers.row_keys(thread / 128, thread % 128 / 32 * 16 + thread % 32 / 4) : 0;
+    const auto lo_of = [&](int r) { return kV.lengths ? load_bound(bounds + 8 * r) : visible.lo(row + r); };
+    const auto hi_of = [&](int r) { return kV.lengths ? load_bound(bounds + 8 * r + 4) : visible.hi(row + r); };
+    const i32 hi[2] = {hi_of(0) - key, hi_of(8) - key};
     hide_from(acc_s, hi, hidden);
     if (kV.has_lower_end && before) {
-      const i32 lo[2] = {visible.lo(row) - key, visible.lo(row + 8) - key};
+      const i32 lo[2] = {lo_of(0) - key, lo_of(8) - key};
       hide_before(acc_s, lo, hidden);
     }
   }
+  // Ends of loops that are not needed in the loops wait in shared memory, with lengths: registers are short.
+  enum Kept { kOwnBegin, kFreeBegin, kStop };
+  __device__ __forceinline__ i32 kept(Kept what) const {
+    const int thread = thread_here();  // keeps the address out of the loops' registers
+    return uniform(static_cast<i32>(load_shared(barriers.kept(thread / 128, thread / 32 % 4) + 4 * what)));
+  }
+  __device__ __forceinline__ static i32 load_bound(u32 address) { return static_cast<i32>(load_shared(address)); }
 
   // P of the first tile.
   __device__ __forceinline__ void first_step(const Visible<kV>& visible, i32 first, i32 n, bool before) {
@@ -373,6 +414,62 @@ struct Consumer {
     const i32 stop = kV.rings == 1 && all.end > all.begin ? all.begin - 1 : all.begin;
     for (; n >= stop; --n) pass_tile();
   }
+
+  // The same, where lengths come from the device. Registers are short: each row's keys and the ends of loops wait in shared
+  // memory, and both ends of a range share one masked loop, half the code.
+  __device__ __forceinline__ void run_sequence(const Work& work) {
+    const Visible<kV> visible = visible_of<kV>(a, work);
+    const i32 last_row = work.q_len - 1, tile_last = min(work.row0 + L::kTileQ - 1, last_row);
+    const i32 first = work.row0 + group * 64, last = min(first + 63, last_row);
+    // A lane a row, and four more: what is behind lo and hi is there once.
+    const i32 row = lane < 16    ? first + warp * 16 + lane
+                    : lane == 16 ? work.row0
+                    : lane == 17 ? tile_last
+                    : lane == 18 ? first
+                                 : last;
+    const i32 row_lo = visible.lo(row), row_hi = visible.hi(row);
+    const auto at = [](i32 x, int lane) { return uniform(__shfl_sync(0xffffffffu, x, lane)); };
+    const TileRange all = tiles_between<kV>(at(row_lo, 16), at(row_hi, 17), tile_last >= work.row0);
+    TileRange own = tiles_between<kV>(at(row_lo, 18), at(row_hi, 19), last >= first);
+    if (own.end <= own.begin) own.begin = own.end = all.begin;
+    const i32 unmasked_end = at(row_hi, 18) / kV.tile_k, unmasked_begin = (at(row_lo, 19) + kV.tile_k - 1) / kV.tile_k;
+    __syncwarp();  // every lane has read what there was of the turn before
+    if (lane < 16) {
+      const u32 bounds = barriers.row_keys(group, warp * 16 + lane);
+      store_shared(bounds, row_lo), store_shared(bounds + 4, row_hi);
+    }
+    if (lane < kKeptWords)
+      store_shared(barriers.kept(group, warp) + 4 * lane, lane == kOwnBegin        ? own.begin
+                                                          : lane == kFreeBegin ? max(unmasked_begin, own.begin)
+                                                          : kV.rings == 1 && all.end > all.begin
+                                                              ? all.begin - 1
+                                                              : all.begin);
+    __syncwarp();
+
+    i32 n = all.end - 1;
+    for (; n >= own.end; --n) pass_tile();
+    if (own.end > own.begin) {
+      first_step(visible, first, n, n < unmasked_begin);
+      --n;
+#pragma unroll 1
+      for (i32 masked_begin = max(unmasked_end, own.begin);; masked_begin = kept(kOwnBegin)) {
+#pragma unroll 1
+        for (; n >= masked_begin; --n) step<true>(visible, first, n, n < kept(kFreeBegin));
+        const i32 left = n + 1 - kept(kFreeBegin);
+        if (n < kept(kOwnBegin)) break;
+        if (left <= 0) continue;
+#pragma unroll 1
+        for (i32 i = left; i > 0; --i) step<false>(visible, first, 0, false);
+        n = kept(kFreeBegin) - 1;
+      }
+      if (!L::kOutOverQ) release(barriers.q_empty(group));
+      last_step();
+      if constexpr (kV.rings == 1) --n;
+    } else if (!L::kOutOverQ) {
+      release(barriers.q_empty(group));
+    }
+    for (const i32 end = kept(kStop); n >= end; --n) pass_tile();
+  }
 };
 
 template <AttentionFwdSm90Variant kV>
@@ -384,14 +481,26 @@ __device__ __forceinline__ void consume(const AttentionFwdSm90Params& a, u32 sha
   if (kV.ping_pong && group == kV.consumers - 1) bar_arrive(Consumer<kV>::kInTurn, 256);
   while (true) {
     mbarrier_wait(barriers.q_full(group), q_parity);
-    q_parity ^= 1;
-    // Read by the lane that tells the producer, later, that it may be written again.
-    const u32 read = consumer.lane == 0 ? load_shared(barriers.q_tile(group)) : 0;
-    const u32 index = __shfl_sync(0xffffffffu, read, 0);
-    if (index == kNoMore) break;
-    const Work work = work_at<kV>(a.common, uniform(static_cast<i32>(index)));
+    q_parity ^= 1;  // and the producer's is the same again
+    Work work;
+    if constexpr (kV.lengths) {
+      work = load_work(barriers.sequence_work(group, q_parity));
+      if (static_cast<u32>(work.row0) == kNoMore) break;
+      clear_rows_behind<kV>(consumer.q_at, work.q_len - (work.row0 + group * 64), group);
+    } else {
+      // Read by the lane that tells the producer, later, that it may be written again.
+      const u32 read = consumer.lane == 0 ? load_shared(barriers.q_tile(group)) : 0;
+      const u32 index = __shfl_sync(0xffffffffu, read, 0);
+      if (index == kNoMore) break;
+      work = work_at<kV>(a.common, uniform(static_cast<i32>(index)));
+    }
     consumer.load_q();
-    consumer.run(work);
+    if constexpr (kV.lengths) {
+      consumer.run_sequence(work);
+      work = load_work(barriers.sequence_work(group, q_parity));
+    } else {
+      consumer.run(work);
+    }
     finish<kV>(a, work, consumer.acc_o, consumer.state, shared + L::kO + group * L::kStepO, group);
     if (L::kOutOverQ) {
       bar_sync(1 + group, 128);

@@ -45,6 +45,15 @@ __device__ __forceinline__ u32 load_shared(u32 address) {
   return x;
 }
 
+__device__ __forceinline__ uint4 load_shared_16(u32 address) {
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(address)
+               : "memory");
+  return x;
+}
+
 // threadIdx.x, read where this stands: what follows from it is not worked out before.
 __device__ __forceinline__ int thread_here() {
   int x;

@@ -19,13 +19,17 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
   BlockWork w;
   w.b = work.b, w.cache_row = work.b;
   w.head = work.head, w.head_kv = work.head / p.gqa_ratio;
-  w.k_len = static_cast<i32>(p.seqlen_k);
-  w.offset = a.offset;
+  if constexpr (kV.lengths) {
+    locate_sequence(p, w);
+  } else {
+    w.k_len = static_cast<i32>(p.seqlen_k);
+    w.offset = a.offset;
+  }
   w.tile_end = w.k_len / kV.tile_k + 1;
 #pragma unroll 1
   for (; rows != 0; rows &= rows - 1) {
     const int r = __ffs(static_cast<int>(rows)) - 1, row = warp_row % 64 + r;
-    if (warp_row + r >= p.seqlen_q) return;
+    if (warp_row + r >= (kV.lengths ? work.q_len : p.seqlen_q)) return;
     redo_row<kScalar>(p, w, warp_row + r, work.head, lane, [&](int column, float y) {
       const unsigned short bits = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
       store_shared_16(staged(out, Layout<kV>::kChunkQ, row, column), bits);
@@ -33,7 +37,22 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
   }
 }
 
-// Divides by the row sums, adds the sink, stores lse and, by one bulk copy, O.
+// This warp's rows of O from where they wait, in pieces of 16 bytes: where the rows behind them are another sequence's.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void store_rows(const AttentionFwdParams& p, const Work& work, i32 warp_row, u32 out,
+                                           int lane) {
+  __syncwarp();
+  const i64 at = work.b * p.out_stride.b + work.head * p.out_stride.h + work.q_begin * p.out_stride.s;
+#pragma unroll 1
+  for (int r = 0; r < 16; ++r) {
+    const i32 query = warp_row + r;
+    if (query < work.written_begin || query >= work.written_end || lane * 8 >= p.head_dim_v) continue;
+    const uint4 x = load_shared_16(staged(out, Layout<kV>::kChunkQ, warp_row % 64 + r, lane * 8));
+    *reinterpret_cast<uint4*>(static_cast<unsigned short*>(p.out) + at + query * p.out_stride.s + lane * 8) = x;
+  }
+}
+
+// Divides by the row sums, adds the sink, stores lse and, by one bulk copy where all rows are the sequence's, O.
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Work& work,
                                        float (&acc_o)[Layout<kV>::kOut], const Softmax& state, u32 out, int group) {
@@ -58,18 +77,28 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
     float sum = state.row_sum[r], top = state.row_max[r], of_keys = 1.0f;
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    if (p.sinks != nullptr) {
+    if (kV.lengths && query >= work.q_len) sum = 0.0f;
+    if (p.sinks != nullptr && (!kV.lengths || query < work.q_len)) {
       const float sink = p.sinks[work.head] * kLog2e, both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
       of_keys = ex2(top - reference);
       sum = sum * of_keys + ex2(sink - reference);
       top = both;
     }
     factor[r] = sum == 0.0f ? 0.0f : __fdividef(of_keys, sum);
-    if (lane % 4 == 0 && query < p.seqlen_q && p.lse != nullptr)
-      p.lse[work.b * p.lse_stride.b + work.head * p.lse_stride.h + query * p.lse_stride.s] =
+    const i32 row = kV.lengths ? work.q_begin + query : query;
+    if (lane % 4 == 0 && (kV.lengths ? query >= work.written_begin && query < work.written_end : query < p.seqlen_q) &&
+        p.lse != nullptr)
+      p.lse[work.b * p.lse_stride.b + work.head * p.lse_stride.h + row * p.lse_stride.s] =
           sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
   }
   rescale(acc_o, factor);
+  if constexpr (kV.lengths) {  // padding is 0, even behind keys whose values are NaN
+    if (first + 64 > work.q_len) {
+#pragma unroll
+      for (int i = 0; i < L::kOut; ++i)
+        if (warp_row + lane / 4 + i / 2 % 2 * 8 >= work.q_len) acc_o[i] = 0.0f;
+    }
+  }
   if (!L::kOutOverQ && thread == 0) tma_store_wait_read();  // the last tile's store has left the place
   bar_sync(1 + group, 128);                                 // and, where that is Q's, every warp is done with Q
 #pragma unroll
@@ -83,12 +112,18 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
     __syncwarp();
     redo_rows<kV>(a, work, warp_row, redo, out, lane);
   }
+  if constexpr (kV.lengths) {
+    if (first < work.written_begin || (p.cu_seqlens_q != nullptr && first + 64 > work.written_end)) {
+      store_rows<kV>(p, work, warp_row, out, lane);
+      return;
+    }
+  }
   fence_proxy_async();
   bar_sync(1 + group, 128);
   if (thread == 0) {
 #pragma unroll
     for (int c = 0; c < L::kChunksV; ++c)
-      tma_store(a.out_map, out + c * L::kChunkQ, c * 64, first, work.head, work.b);
+      tma_store(a.out_map, out + c * L::kChunkQ, c * 64, work.q_begin + first, work.head, sequence_of_q<kV>(a, work));
     tma_store_commit();
     if (L::kOutOverQ) tma_store_wait_read();
   }

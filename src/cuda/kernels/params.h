@@ -60,6 +60,7 @@ struct AttentionFwdSm90Variant {
   int blocks = 1;     // of a multiprocessor
   int mask = kMaskNone;
   int has_lower_end = 0;  // rows do not see the first keys either
+  int lengths = 0;        // sequences' lengths and places come from the device; chunk
 };
 
 struct AttentionFwdParams {
@@ -139,6 +140,10 @@ struct alignas(64) TensorMap {
 };
 
 constexpr int kTileBits = 24;
+// Where lengths come from the device, words of shared memory for every consumer: what it is told of its rows, of this turn
+// and the one before, the keys that each of its rows sees, and what each of its warps keeps for after a loop.
+constexpr int kSequenceWorkWords = 11, kRowWords = 2 * 64, kKeptWords = 3,
+              kSequenceWords = 2 * kSequenceWorkWords + kRowWords + 4 * kKeptWords;
 
 struct AttentionFwdSm90Params {
   // [sequence, head, row, column], boxes of 64 columns: q and out of 64 rows, k and v of tile_k
@@ -153,6 +158,8 @@ struct AttentionFwdSm90Params {
   // Row i sees keys j with i + lo_shift <= j < i + hi_shift: windows and offset in one, kept within 2^30 either way.
   i32 lo_shift, hi_shift;
   i32 offset;  // position of row i: i + offset
+  // Lengths: what they are for every sequence is worked out on the device.
+  i32 chunk;  // 0: off; at most 2^30
 };
 
 struct KvAppendParams {

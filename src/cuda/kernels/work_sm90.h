@@ -12,6 +12,16 @@
 
 namespace heed::cuda {
 
+// The rows of one turn of the block's loop. Behind b: variants with lengths only.
+struct Work {
+  i32 row0, head, b;
+  i32 q_begin = 0, q_len = 0, k_len = 0;   // row of query 0 in q, out and lse; queries and keys that count
+  i32 written_begin = 0, written_end = 0;  // queries whose rows are written: from q_len on, padding
+  i32 lo_shift = 0, hi_shift = 0;          // as in AttentionFwdSm90Params, of this sequence
+  i32 offset = 0;                          // position of query i: i + offset
+};
+static_assert(sizeof(Work) == 4 * kSequenceWorkWords);
+
 template <AttentionFwdSm90Variant kV>
 struct Layout {
   static constexpr int kChunks = (kV.head_dim + 63) / 64, kChunksV = (kV.head_dim_v + 63) / 64;  // boxes across a row
@@ -26,6 +36,7 @@ struct Layout {
   static constexpr u32 kBarriers = kAfter + (kOutOverQ ? 0 : kV.consumers * kBytesO);
 
   static constexpr int kThreads = 128 * (kV.consumers + 1), kTileQ = 64 * kV.consumers;
+  static constexpr int kTileWords = kV.lengths ? kSequenceWords : 1;  // that say which rows a consumer's Q holds
   static constexpr int kScores = kV.tile_k / 2, kOut = kV.head_dim_v / 2,
                        kKeySteps = kV.tile_k / 16;  // registers; steps
   // What the block starts with, a thread, and what becomes of it.
@@ -50,7 +61,16 @@ struct Barriers {
   HEED_DEVICE u32 q_full(int consumer) const { return base + 8 * (4 * kV.stages + consumer); }
   HEED_DEVICE u32 q_empty(int consumer) const { return base + 8 * (4 * kV.stages + kV.consumers + consumer); }
   // Where the producer says which tile of rows a consumer's Q is of; kNoMore after the last.
-  HEED_DEVICE u32 q_tile(int consumer) const { return base + 8 * (4 * kV.stages + 2 * kV.consumers) + 4 * consumer; }
+  HEED_DEVICE u32 q_tile(int consumer) const {
+    return base + 8 * (4 * kV.stages + 2 * kV.consumers) + Layout<kV>::kTileWords * 4 * consumer;
+  }
+  // Lengths: the same, one place for even turns and one for odd ones, so that a consumer may look again; and the keys that
+  // its rows see, [lo, hi).
+  HEED_DEVICE u32 sequence_work(int consumer, u32 parity) const {
+    return q_tile(consumer) + parity * (4 * kSequenceWorkWords);
+  }
+  HEED_DEVICE u32 row_keys(int consumer, int row) const { return q_tile(consumer) + 8 * kSequenceWorkWords + 8 * row; }
+  HEED_DEVICE u32 kept(int consumer, int warp) const { return row_keys(consumer, 64) + 4 * kKeptWords * warp; }
 };
 
 constexpr u32 kNoMore = 0xffffffffu;
@@ -74,29 +94,61 @@ template <AttentionFwdSm90Variant kV>
 struct Visible {
   const AttentionFwdSm90Params& a;
   i32 k_len;
+  i32 lo_shift = 0, hi_shift = 0, offset = 0;  // of the sequence, with lengths
 
-  HEED_DEVICE i32 lo(i32 row) const { return kV.has_lower_end ? at_most(at_least(row + a.lo_shift, 0), k_len) : 0; }
+  HEED_DEVICE i32 lo(i32 row) const {
+    if constexpr (kV.lengths) {
+      const i32 lo = at_most(at_least(row + lo_shift, 0), k_len);
+      return a.chunk > 0 ? at_least(lo, chunk_begin(row)) : lo;
+    }
+    return kV.has_lower_end ? at_most(at_least(row + a.lo_shift, 0), k_len) : 0;
+  }
   HEED_DEVICE i32 hi(i32 row) const {
+    if constexpr (kV.lengths) {
+      const i32 hi = at_least(at_most(row + hi_shift, k_len), 0);
+      if (a.chunk == 0) return hi;
+      if (row + offset < 0) return 0;  // chunks of their own, where no key lies
+      const u32 end = static_cast<u32>(chunk_begin(row)) + static_cast<u32>(a.chunk);
+      return end < static_cast<u32>(hi) ? static_cast<i32>(end) : hi;
+    }
     return kV.mask == kMaskNone ? k_len : at_least(at_most(row + a.hi_shift, k_len), 0);
+  }
+
+ private:
+  // First key of the row's chunk, if there is one; at most k_len.
+  HEED_DEVICE i32 chunk_begin(i32 row) const {
+    const i32 position = row + offset;
+    if (position < 0) return 0;
+    return at_most(static_cast<i32>(static_cast<u32>(position) / static_cast<u32>(a.chunk) * static_cast<u32>(a.chunk)),
+                   k_len);
   }
 };
 
+// What the rows of a turn see.
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE Visible<kV> visible_of(const AttentionFwdSm90Params& a, const Work& work) {
+  if constexpr (kV.lengths) return {a, work.k_len, work.lo_shift, work.hi_shift, work.offset};
+  return {a, static_cast<i32>(a.common.seqlen_k)};
+}
+// Of the tensor maps of q and out.
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 sequence_of_q(const AttentionFwdSm90Params& a, const Work& work) {
+  return kV.lengths && a.common.cu_seqlens_q != nullptr ? 0 : work.b;
+}
 struct TileRange {
   i32 begin = 0, end = 0;
 };
 
+// Tiles of the keys that rows see, the first of them from lo on, the last of them up to hi.
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE TileRange tiles_between(i32 lo, i32 hi, bool has_rows) {
+  const i32 begin = static_cast<u32>(lo) / kV.tile_k;
+  return {begin, hi > lo && has_rows ? static_cast<i32>((static_cast<u32>(hi) + kV.tile_k - 1) / kV.tile_k) : begin};
+}
 template <AttentionFwdSm90Variant kV>
 HEED_DEVICE TileRange tiles_of_rows(const Visible<kV>& visible, i32 first, i32 last) {
-  const i32 lo = visible.lo(first), hi = visible.hi(last);
-  const i32 begin = static_cast<u32>(lo) / kV.tile_k;
-  return {begin,
-          hi > lo && last >= first ? static_cast<i32>((static_cast<u32>(hi) + kV.tile_k - 1) / kV.tile_k) : begin};
+  return tiles_between<kV>(visible.lo(first), visible.hi(last), last >= first);
 }
-
-// The rows of one turn of the block's loop.
-struct Work {
-  i32 row0, head, b;
-};
 
 // Full: rows of a head one after the other, so that blocks that run together share its K and V. Ranges: the heaviest rows
 // first, within sections of heads whose K and V fit the L2 cache together; a section that is not full comes first, as a
