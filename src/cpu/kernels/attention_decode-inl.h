@@ -6,7 +6,7 @@
 //   softmax along the row
 //   O[row][head_dim_v] += P V: V rows are vectors, P is broadcast
 //
-// 16-bit K and V are widened in registers. Where the heads of a key lie side by side (layout bshd) a unit takes several
+// 16-bit K and V are widened in registers, bf16 two vectors at once. Where the heads of a key lie side by side (layout bshd) a unit takes several
 // kv heads, one after another within each step: their rows share pages and cache lines' neighbours, and a walk head by
 // head would read a few lines of every page and come back for the next. The rows needed next are prefetched on the way.
 // Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
@@ -112,6 +112,28 @@ struct HeadRows {
   HeadRows(const HeadRows&) = delete;
 };
 
+// Two vectors of a row at once. Two bf16 in a word need one instruction each, where a vector of 16-bit numbers takes two: so
+// the first vector is the even elements and the second the odd ones. Rows of Q and O lie in that order too, see to_pair_order.
+template <class T>
+HWY_INLINE void widen_two(const T* row, F32* x) {
+  x[0] = widen(row);
+  x[1] = widen(row + kLanes);
+}
+HWY_INLINE void widen_two(const Bf16* row, F32* x) {
+  const U32Tag u;
+  const auto words =
+      hn::BitCast(u, hn::LoadU(hn::Repartition<uint16_t, U32Tag>(), reinterpret_cast<const uint16_t*>(row)));
+  x[0] = hn::BitCast(F32Tag(), hn::ShiftLeft<16>(words));
+  x[1] = hn::BitCast(F32Tag(), hn::And(words, hn::Set(u, 0xffff0000u)));
+}
+
+// kVectors vectors of a row, the last one alone where they are odd in number.
+template <int kVectors, class T>
+HWY_INLINE void widen_row_part(const T* row, F32* x) {
+  for (int t = 0; t + 2 <= kVectors; t += 2) widen_two(row + t * kLanes, x + t);
+  if (kVectors % 2 != 0) x[kVectors - 1] = widen(row + (kVectors - 1) * kLanes);
+}
+
 // Asks for the cache line that begins with element c of a row, where one does (rows may lie across lines: good enough).
 template <class T>
 HWY_INLINE void prefetch_at(const T* row, int64_t c) {
@@ -132,12 +154,24 @@ void decode_scores_one(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim,
       const T *row = rows[t] + k.offset, *ahead = k.ahead[key + t];
       acc[t] = hn::Zero(f);
       if (kWords > 0) {
-        for (int w = 0; w < kWords; ++w) {
+        for (int w = 0; w < kWords; w += 2) {
           prefetch_at(ahead, w * kLanes);
-          acc[t] = hn::MulAdd(widen(row + w * kLanes), factor[w], acc[t]);
+          prefetch_at(ahead, (w + 1) * kLanes);
+          F32 x[2];
+          widen_two(row + w * kLanes, x);
+          acc[t] = hn::MulAdd(x[1], factor[w + 1], hn::MulAdd(x[0], factor[w], acc[t]));
         }
       } else {
-        for (int64_t c = 0; c < head_dim; c += kLanes) {
+        int64_t c = 0;
+        for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) {
+          prefetch_at(ahead, c);
+          prefetch_at(ahead, c + kLanes);
+          F32 x[2];
+          widen_two(row + c, x);
+          acc[t] = hn::MulAdd(x[0], hn::LoadU(f, q + c), acc[t]);
+          acc[t] = hn::MulAdd(x[1], hn::LoadU(f, q + c + kLanes), acc[t]);
+        }
+        if (c < head_dim) {
           prefetch_at(ahead, c);
           acc[t] = hn::MulAdd(widen(row + c), hn::LoadU(f, q + c), acc[t]);
         }
@@ -157,13 +191,30 @@ void decode_scores(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, con
     const T* const* row = k.at + key;
     F32 acc[kLanes];
     for (int t = 0; t < kLanes; ++t) acc[t] = hn::Zero(f);
-    for (int64_t c = 0; c < head_dim; c += kLanes) {
-      F32 factor[kGroup];
-      for (int g = 0; g < kGroup; ++g) factor[g] = hn::LoadU(f, q + g * q_stride + c);
+    int64_t c = 0;
+    for (; c + 2 * kLanes <= head_dim; c += 2 * kLanes) {
+      F32 even[kGroup], odd[kGroup];
+      for (int g = 0; g < kGroup; ++g) {
+        even[g] = hn::LoadU(f, q + g * q_stride + c);
+        odd[g] = hn::LoadU(f, q + g * q_stride + c + kLanes);
+      }
+      for (int t = 0; t < kKeys; ++t) {
+        prefetch_at(k.ahead[key + t], c);
+        prefetch_at(k.ahead[key + t], c + kLanes);
+        F32 x[2];
+        widen_two(row[t] + k.offset + c, x);
+        for (int g = 0; g < kGroup; ++g) {
+          F32& sum = acc[g * kKeys + t];
+          sum = hn::MulAdd(x[1], odd[g], hn::MulAdd(x[0], even[g], sum));
+        }
+      }
+    }
+    if (c < head_dim) {
       for (int t = 0; t < kKeys; ++t) {
         prefetch_at(k.ahead[key + t], c);
         const F32 x = widen(row[t] + k.offset + c);
-        for (int g = 0; g < kGroup; ++g) acc[g * kKeys + t] = hn::MulAdd(x, factor[g], acc[g * kKeys + t]);
+        for (int g = 0; g < kGroup; ++g)
+          acc[g * kKeys + t] = hn::MulAdd(x, hn::LoadU(f, q + g * q_stride + c), acc[g * kKeys + t]);
       }
     }
     HWY_ALIGN float each[kLanes];
@@ -191,10 +242,8 @@ HWY_INLINE void decode_values_tile(const HeadRows<T>& v, int64_t num_keys, int64
   for (int64_t key = 0; key < num_keys; ++key) {
     const T *row = v.at[key] + v.offset + c, *ahead = v.ahead[key] + c;
     F32 x[kVectors];
-    for (int t = 0; t < kVectors; ++t) {
-      prefetch_at(ahead, t * kLanes);
-      x[t] = widen(row + t * kLanes);
-    }
+    for (int t = 0; t < kVectors; ++t) prefetch_at(ahead, t * kLanes);
+    widen_row_part<kVectors>(row, x);
     for (int g = 0; g < kGroup; ++g) {
       const F32 factor = hn::Set(f, p[g * kScoreStride + key]);
       for (int t = 0; t < kVectors; ++t) acc[g][t] = hn::MulAdd(factor, x[t], acc[g][t]);
@@ -213,6 +262,8 @@ void decode_values(const HeadRows<T>& v, int64_t num_keys, int64_t head_dim_v, c
     decode_values_tile<kGroup, kWide>(v, num_keys, c, p, decay, o, o_stride);
   for (; c + 4 * kLanes <= head_dim_v; c += 4 * kLanes)
     decode_values_tile<kGroup, 4>(v, num_keys, c, p, decay, o, o_stride);
+  for (; c + 2 * kLanes <= head_dim_v; c += 2 * kLanes)
+    decode_values_tile<kGroup, 2>(v, num_keys, c, p, decay, o, o_stride);
   for (; c < head_dim_v; c += kLanes) decode_values_tile<kGroup, 1>(v, num_keys, c, p, decay, o, o_stride);
 }
 
@@ -236,9 +287,31 @@ struct DecodeUnit {
   float *q, *s, *tmp, *k, *v;
   KeyRows k_rows, v_rows;
 
+  // Rows of K and V are read where they lie; else they are copied beside zeros, as f32.
+  bool in_place() const { return run.shape.head_dim % kLanes == 0 && run.shape.head_dim_v % kLanes == 0; }
   int64_t width() const { return round_up(run.shape.head_dim, kRowPad); }
   int64_t width_v() const { return round_up(run.shape.head_dim_v, kRowPad); }
 };
+
+// Rows of Q and O in the order in which widen_two gives the elements of rows beside them: for each two vectors of bf16, even
+// elements first. to: from row order; back: to row order.
+inline bool in_pairs(const DecodeUnit& unit) { return unit.run.problem->dtype == Dtype::kBf16 && unit.in_place(); }
+inline void to_pair_order(const float* HWY_RESTRICT row, int64_t count, float* HWY_RESTRICT pairs) {
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= count; c += 2 * kLanes) {
+    for (int64_t t = 0; t < kLanes; ++t) pairs[c + t] = row[c + 2 * t];
+    for (int64_t t = 0; t < kLanes; ++t) pairs[c + kLanes + t] = row[c + 2 * t + 1];
+  }
+  std::copy(row + c, row + count, pairs + c);
+}
+inline void from_pair_order(const float* HWY_RESTRICT pairs, int64_t count, float* HWY_RESTRICT row) {
+  int64_t c = 0;
+  for (; c + 2 * kLanes <= count; c += 2 * kLanes) {
+    for (int64_t t = 0; t < kLanes; ++t) row[c + 2 * t] = pairs[c + t];
+    for (int64_t t = 0; t < kLanes; ++t) row[c + 2 * t + 1] = pairs[c + kLanes + t];
+  }
+  std::copy(pairs + c, pairs + count, row + c);
+}
 
 // The terms of finish_scores for one query row, keys along the lanes.
 inline void finish_score_row(const ForwardRun& run, const DecodeRow& row, int64_t batch, int64_t first_key,
@@ -387,8 +460,7 @@ inline void decode_chunk(DecodeUnit& unit, int64_t origin, int64_t key_lo, int64
   std::fill(to.l, to.l + unit.num_rows, 0.0f);
   std::memset(to.o, 0, static_cast<size_t>(unit.num_rows * unit.width_v()) * sizeof(float));
   const int64_t first = origin + (key_lo - origin) / kDecodeBlock * kDecodeBlock;
-  if (run.shape.head_dim % kLanes != 0 || run.shape.head_dim_v % kLanes != 0)
-    return decode_copied(unit, first, key_hi, to);
+  if (!unit.in_place()) return decode_copied(unit, first, key_hi, to);
   if (run.problem->dtype == Dtype::kBf16) return decode_in_place<Bf16>(unit, first, key_hi, to);
   if (run.problem->dtype == Dtype::kF16) return decode_in_place<F16>(unit, first, key_hi, to);
   decode_in_place<float>(unit, first, key_hi, to);
@@ -421,6 +493,10 @@ inline void finish_decode(DecodeUnit& unit, const DecodePartial& sum) {
       o[c] = end.scale == 0.0f ? 0.0f : o[c] * end.scale;
       probe += o[c] * 0.0f;
     }
+    if (in_pairs(unit)) {
+      from_pair_order(o, dv, unit.v);  // scratch for rows of V, no longer read
+      o = unit.v;
+    }
     if (probe != probe && sum.l[r] == sum.l[r]) {
       const int64_t group = unit.run.problem->gqa_ratio();
       attend_row_exactly(unit.run, sequence, row.head / group, row.query * group + row.head % group, o);
@@ -448,10 +524,11 @@ inline void load_decode_rows(DecodeUnit& unit) {
             ? 0.0f
             : run.terms.slopes[sequence.batch * run.terms.slope_stride[0] + row.head * run.terms.slope_stride[1]] *
                   kLog2e;
-    float* q = unit.q + r * d;
+    float *q = unit.q + r * d, *to = in_pairs(unit) ? unit.k : q;  // scratch for rows of K, not yet read
     widen_strided(run.args->q, problem.dtype, row_offset(problem, Slot::kQ, sequence, row.head, row.query), 1,
-                  run.shape.head_dim, q);
-    for (int64_t c = 0; c < run.shape.head_dim; ++c) q[c] *= run.q_factor;
+                  run.shape.head_dim, to);
+    for (int64_t c = 0; c < run.shape.head_dim; ++c) to[c] *= run.q_factor;
+    if (in_pairs(unit)) to_pair_order(to, run.shape.head_dim, q);
     std::fill(q + run.shape.head_dim, q + d, 0.0f);
   }
 }
