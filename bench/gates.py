@@ -75,14 +75,22 @@ def _forward(rows, threads, gates):
 def _sixteen_bit(rows, threads, gates, bf16_pays):
     for d in (64, 128):
         for s in (1024, 4096):
-            cell = dict(group="forward 16-bit", kind="fwd", sq=s, d=d, causal=False)
-            own = rows.find("heed", threads, dtype="f32", **cell)
+            cell = dict(group="forward 16-bit", kind="fwd", sq=s, d=d)
+            where = f"s={s} d={d} {threads} thr"
+            own = rows.find("heed", threads, dtype="f32", causal=False, **cell)
             for dtype in ("bf16", "f16"):
-                row = rows.find("heed", threads, dtype=dtype, **cell)
+                row = rows.find("heed", threads, dtype=dtype, causal=False, **cell)
                 if own and row:
-                    required = 1.4 if dtype == "bf16" and bf16_pays else 0.95
-                    gates.append(_gate(f"forward {dtype} full, of own f32, s={s} d={d} {threads} thr",
-                                       row["gflops"] / own["gflops"], required))
+                    pays = dtype == "bf16" and (bf16_pays or row["impl"].endswith("_amx"))
+                    gates.append(_gate(f"forward {dtype} full, of own f32, {where}", row["gflops"] / own["gflops"],
+                                       1.4 if pays else 0.95))
+            for causal, required in ((False, 1.2), (True, 1.5)):
+                row = rows.find("heed", threads, dtype="bf16", causal=causal, **cell)
+                peer = rows.best_peer(threads, dtype="bf16", causal=causal, **cell)
+                if row and peer:
+                    kind = "causal" if causal else "full"
+                    gates.append(_gate(f"forward bf16 {kind}, of best peer ({peer['peer']}), {where}",
+                                       peer["median_us"] / row["median_us"], required, note=f"heed is {row['impl']}"))
 
 
 def _backward(rows, threads, gates):

@@ -30,6 +30,7 @@ std::string machine_text(const CpuFacts& cpu) {
   add(cpu.avx2, "avx2");
   add(cpu.avx512, "avx512");
   add(cpu.avx512_bf16, "avx512_bf16");
+  add(cpu.amx_bf16, "amx_bf16");
   add(cpu.neon, "neon");
   std::string text = "machine\n";
   text += heed::format("  cpu               {} ({}, family {}, model {})\n", cpu.model.empty() ? "unknown" : cpu.model,

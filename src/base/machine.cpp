@@ -71,7 +71,7 @@ void read_processor(CpuFacts& cpu) {
   cpu.family = static_cast<int32_t>(family == 0xf ? family + (leaf1.eax >> 20 & 0xff) : family);
   cpu.model_number = static_cast<int32_t>(family == 0xf || family == 6 ? (leaf1.eax >> 16 & 0xf) << 4 | model : model);
 
-  constexpr uint64_t kYmm = 0x6, kZmm = 0xe6;
+  constexpr uint64_t kYmm = 0x6, kZmm = 0xe6, kTiles = 0x60000;
   const uint64_t states = saved_states(leaf1);
   const bool fma = bit(leaf1.ecx, 12), f16c = bit(leaf1.ecx, 29);
   const bool avx2 = bit(leaf7.ebx, 5), bmi1 = bit(leaf7.ebx, 3), bmi2 = bit(leaf7.ebx, 8);
@@ -80,6 +80,7 @@ void read_processor(CpuFacts& cpu) {
   for (const int feature : {16, 17, 28, 30, 31}) avx512 = avx512 && bit(leaf7.ebx, feature);  // F, DQ, CD, BW, VL
   cpu.avx512 = cpu.avx2 && (states & kZmm) == kZmm && avx512;
   cpu.avx512_bf16 = cpu.avx512 && bit(leaf7b.eax, 5);
+  cpu.amx_bf16 = cpu.avx512 && (states & kTiles) == kTiles && bit(leaf7.edx, 22) && bit(leaf7.edx, 24);  // BF16, TILE
   cpu.bf16_dot_pays = cpu.avx512_bf16 && cpu.vendor == "AuthenticAMD" && cpu.family >= 0x19;
 }
 

@@ -18,6 +18,7 @@ struct CpuFacts {
   bool avx2 = false;           // with FMA, F16C and BMI2, and the OS saves ymm
   bool avx512 = false;         // F, BW, CD, DQ, VL, and the OS saves zmm
   bool avx512_bf16 = false;    // the dot product of pairs
+  bool amx_bf16 = false;       // tiles and their product, with AVX-512, and the OS knows their state; see cpu/amx.h
   bool neon = false;
   // The bf16 dot product does at least 1.5x the multiply-adds of f32 FMA (AMD Zen 4 and later; Intel without AMX: half).
   bool bf16_dot_pays = false;

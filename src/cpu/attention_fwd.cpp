@@ -9,6 +9,7 @@
 
 #include "base/format.h"
 #include "base/threads.h"
+#include "cpu/amx.h"
 #include "cpu/attention_fwd_bf16.h"
 #include "plan/impl.h"
 
@@ -38,17 +39,18 @@ int64_t decode_heads(const AttentionProblem& problem) {
   return std::clamp<int64_t>(4096 / bytes, 1, std::min(kDecodeHeads, problem.nheads_kv));
 }
 
-ForwardShape shape_of(const AttentionProblem& problem, bool bf16_dot) {
+ForwardShape shape_of(const AttentionProblem& problem, Products products) {
   ForwardShape shape;
   shape.head_dim = problem.head_dim;
   shape.head_dim_v = problem.head_dim_v;
   const int64_t widest = std::max(problem.head_dim, problem.head_dim_v);
   shape.key_block = widest <= 128 ? 128 : 64;
-  shape.unit_rows = widest <= 128 ? 256 : widest <= 256 ? 128 : 64;
+  // K and V are brought into place once per unit, which weighs more where products are quick.
+  shape.unit_rows = widest <= 128 ? (products == Products::kAmx ? 512 : 256) : widest <= 256 ? 128 : 64;
   shape.decode_only = max_rows(problem) <= decode_rows_limit(problem);
   shape.decode_rows = decode_heads(problem) * std::min(max_rows(problem), kDecodeRows);
   shape.modified = problem.bias() || problem.mask;
-  shape.bf16_dot = bf16_dot;
+  shape.products = products;
   return shape;
 }
 
@@ -251,7 +253,7 @@ struct RowFacts {
   const char* label;  // "avx512"
   const ForwardKernels* (*kernels)();
   double lanes;  // multiply-adds of f32 a cycle, for the estimate
-  bool bf16_dot;
+  Products products;
 };
 
 Verdict check_problem(const AttentionProblem& problem, const RowFacts& facts) {
@@ -264,7 +266,7 @@ Verdict check_problem(const AttentionProblem& problem, const RowFacts& facts) {
   if (problem.head_dim < 1 || problem.head_dim > 512 || problem.head_dim_v < 1 || problem.head_dim_v > 512)
     return decline(format("takes head_dim and head_dim_v from 1 to 512, not {} and {}; ref/attention takes any",
                           problem.head_dim, problem.head_dim_v));
-  const ForwardShape shape = shape_of(problem, facts.bf16_dot);
+  const ForwardShape shape = shape_of(problem, facts.products);
   return accept(format("rows: lanes are query rows, {} x {} keys a step; up to {} rows: lanes are head_dim",
                        shape.unit_rows, shape.key_block, decode_rows_limit(problem)));
 }
@@ -280,8 +282,8 @@ template <class Problem>
 Status prepare_forward(const Problem& problem, Plan<Problem>& plan, const RowFacts& facts) {
   auto params = std::make_shared<ForwardParams>();
   params->kernels = facts.kernels();
-  params->bf16 = facts.bf16_dot ? bf16_tiles() : nullptr;
-  params->shape = shape_of(problem, facts.bf16_dot);
+  params->bf16 = facts.products == Products::kF32 ? nullptr : bf16_tiles();
+  params->shape = shape_of(problem, facts.products);
   params->layout = lay_out_scratch(params->shape);
   params->threads = std::max(1, problem.threads);
   Step<Problem> step;
@@ -298,11 +300,12 @@ Status prepare_forward(const Problem& problem, Plan<Problem>& plan, const RowFac
   return {};
 }
 
-const RowFacts kAvx512Bf16 = {"avx512_bf16", forward_kernels_avx512, 32.0, true};
-const RowFacts kAvx512 = {"avx512", forward_kernels_avx512, 16.0, false};
-const RowFacts kAvx2 = {"avx2", forward_kernels_avx2, 12.0, false};
-const RowFacts kNeon = {"neon", forward_kernels_neon, 8.0, false};
-const RowFacts kGeneric = {"generic", forward_kernels_generic, 1.0, false};
+const RowFacts kAmx = {"amx", forward_kernels_avx512, 64.0, Products::kAmx};
+const RowFacts kAvx512Bf16 = {"avx512_bf16", forward_kernels_avx512, 32.0, Products::kBf16Dot};
+const RowFacts kAvx512 = {"avx512", forward_kernels_avx512, 16.0, Products::kF32};
+const RowFacts kAvx2 = {"avx2", forward_kernels_avx2, 12.0, Products::kF32};
+const RowFacts kNeon = {"neon", forward_kernels_neon, 8.0, Products::kF32};
+const RowFacts kGeneric = {"generic", forward_kernels_generic, 1.0, Products::kF32};
 
 Verdict check_compiled(const AttentionProblem& problem, const RowFacts& facts, bool cpu_has_it, const char* needs) {
   if (problem.device != Device::kCpu) return decline("runs on the CPU only");
@@ -311,10 +314,9 @@ Verdict check_compiled(const AttentionProblem& problem, const RowFacts& facts, b
   return accept();
 }
 
-Verdict check_avx512_bf16(const AttentionProblem& problem, const Machine& machine) {
-  Verdict verdict = check_compiled(problem, kAvx512Bf16, machine.cpu.avx512_bf16, "AVX-512 BF16");
-  if (!verdict.accepted) return verdict;
-  if (bf16_tiles() == nullptr) return decline("this build has no avx512_bf16 kernels");
+// What both rows with products of bf16 ask of a problem.
+Verdict check_bf16_products(const AttentionProblem& problem, const RowFacts& facts) {
+  if (bf16_tiles() == nullptr) return decline(format("this build has no {} kernels", facts.label));
   if (problem.dtype != Dtype::kBf16)
     return decline(format("multiplies bf16, not {}; cpu/attention_fwd_avx512 takes it", dtype_name(problem.dtype)));
   if (problem.out_dtype != Dtype::kBf16)
@@ -322,7 +324,21 @@ Verdict check_avx512_bf16(const AttentionProblem& problem, const Machine& machin
                           dtype_name(problem.out_dtype)));
   if (problem.head_dim % 2 != 0)
     return decline(format("takes an even head_dim, not {}; cpu/attention_fwd_avx512 takes any", problem.head_dim));
-  return check_problem(problem, kAvx512Bf16);
+  return check_problem(problem, facts);
+}
+
+Verdict check_avx512_bf16(const AttentionProblem& problem, const Machine& machine) {
+  const Verdict verdict = check_compiled(problem, kAvx512Bf16, machine.cpu.avx512_bf16, "AVX-512 BF16");
+  return verdict.accepted ? check_bf16_products(problem, kAvx512Bf16) : verdict;
+}
+
+Verdict check_amx(const AttentionProblem& problem, const Machine& machine) {
+  Verdict verdict = check_compiled(problem, kAmx, machine.cpu.avx512, "AVX-512 and AMX BF16");
+  if (verdict.accepted) verdict = check_bf16_products(problem, kAmx);
+  if (!verdict.accepted) return verdict;
+  if (shape_of(problem, Products::kAmx).decode_only)
+    return decline(format("takes more than {} packed rows; cpu/attention_fwd_avx512 takes few", kDecodeRows));
+  return amx_refusal().empty() ? verdict : decline(amx_refusal());  // last: the first call asks for the whole process
 }
 
 double cost_avx512_bf16(const AttentionProblem& problem, const Machine& machine) {
@@ -393,9 +409,10 @@ ScratchLayout lay_out_scratch(const ForwardShape& shape) {
   at.row = take(std::max(4 * keys, 16 * d));  // rows of bias on the way to a tile; rows of Q widened to f32
   if (shape.modified) at.tile = take(keys * kBlockLanes);
   at.lanes = take(rows / kBlockLanes * static_cast<int64_t>(sizeof(LaneBlock)) / 4);
-  if (shape.bf16_dot) {
-    at.q_pairs = take(rows * d / 2);
-    at.k_rows16 = take(keys * d / 2);
+  if (shape.products != Products::kF32) {
+    const int64_t operand = round_up(shape.operand_dim(), kRowPad);
+    at.q_pairs = take(rows * operand / 2);
+    at.k_rows16 = take(keys * operand / 2);
     at.v_pairs = take(keys / 2 * dv);
     at.p_pairs = take(keys / 2 * kBlockLanes);
   }
@@ -419,6 +436,9 @@ void clear_query_rows(const ForwardRun& run, const Sequence& sequence, int64_t f
 
 namespace heed {
 
+extern const Impl<AttentionProblem> kCpuAttentionFwdAmx = {
+    "cpu/attention_fwd_amx", "forward, bf16 products on AMX", false, cpu::check_amx,
+    cpu::cost<cpu::kAmx>,    cpu::prepare<cpu::kAmx>};
 extern const Impl<AttentionProblem> kCpuAttentionFwdAvx512Bf16 = {
     "cpu/attention_fwd_avx512_bf16",
     "forward, bf16 products on the AVX-512 BF16 dot product",

@@ -24,6 +24,9 @@ constexpr int64_t kRowPad = 16;       // rows of scratch are whole vectors of th
 
 constexpr int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
+// What multiplies where lanes are query rows: FMA of f32, the bf16 dot product of AVX-512, or AMX.
+enum class Products : uint8_t { kF32, kBf16Dot, kAmx };
+
 // Blocking: from head dims only, so that results depend on nothing else.
 struct ForwardShape {
   int64_t head_dim = 0, head_dim_v = 0;
@@ -32,14 +35,17 @@ struct ForwardShape {
   bool decode_only = false;  // no sequence can have more than kDecodeRows rows
   int64_t decode_rows = 8;   // of a decode unit, all its kv heads together
   bool modified = false;     // bias or mask: scratch for their tiles
-  bool bf16_dot = false;
+  Products products = Products::kF32;
+
+  // Dimensions of a row as operands hold them: AMX multiplies 32 at a time, the dot product pairs.
+  int64_t operand_dim() const { return products == Products::kAmx ? round_up(head_dim, 32) : head_dim; }
 };
 
 // Offsets in floats into one worker's scratch.
 struct ScratchLayout {
   int64_t lanes = 0, q = 0, s = 0, tile = 0, row = 0, k = 0, v = 0;
   int64_t part = 0, sum = 0;                                    // partials: of a chunk, of the chunks so far
-  int64_t q_pairs = 0, k_rows16 = 0, v_pairs = 0, p_pairs = 0;  // bf16 dot product
+  int64_t q_pairs = 0, k_rows16 = 0, v_pairs = 0, p_pairs = 0;  // operands of bf16
   int64_t floats = 0;
 };
 ScratchLayout lay_out_scratch(const ForwardShape& shape);

@@ -100,6 +100,55 @@ HEED_BF16_TARGET bool pack_values(const uint16_t* row0, const uint16_t* row1, in
   return small == 0;
 }
 
+// 16 rows of 16 words, turned in place. (Masks of ones: g++ 12 takes the plain forms' own code for a use of undefined values.)
+HEED_BF16_TARGET inline void transpose_words(__m512i x[16]) {
+  constexpr __mmask8 kAll = 0xff;
+  constexpr __mmask16 kAllWords = 0xffff;
+  __m512i t[16];
+  for (int r = 0; r < 16; r += 4) {  // t[r + j]: in 128-bit block i, column 4i + j of rows r to r + 3
+    const __m512i a = _mm512_maskz_unpacklo_epi32(kAllWords, x[r], x[r + 1]);
+    const __m512i b = _mm512_maskz_unpackhi_epi32(kAllWords, x[r], x[r + 1]);
+    const __m512i c = _mm512_maskz_unpacklo_epi32(kAllWords, x[r + 2], x[r + 3]);
+    const __m512i d = _mm512_maskz_unpackhi_epi32(kAllWords, x[r + 2], x[r + 3]);
+    t[r] = _mm512_maskz_unpacklo_epi64(kAll, a, c);
+    t[r + 1] = _mm512_maskz_unpackhi_epi64(kAll, a, c);
+    t[r + 2] = _mm512_maskz_unpacklo_epi64(kAll, b, d);
+    t[r + 3] = _mm512_maskz_unpackhi_epi64(kAll, b, d);
+  }
+  for (int j = 0; j < 4; ++j) {
+    const __m512i even0 = _mm512_maskz_shuffle_i32x4(kAllWords, t[j], t[4 + j], 0x88);
+    const __m512i odd0 = _mm512_maskz_shuffle_i32x4(kAllWords, t[j], t[4 + j], 0xdd);
+    const __m512i even1 = _mm512_maskz_shuffle_i32x4(kAllWords, t[8 + j], t[12 + j], 0x88);
+    const __m512i odd1 = _mm512_maskz_shuffle_i32x4(kAllWords, t[8 + j], t[12 + j], 0xdd);
+    x[j] = _mm512_maskz_shuffle_i32x4(kAllWords, even0, even1, 0x88);
+    x[4 + j] = _mm512_maskz_shuffle_i32x4(kAllWords, odd0, odd1, 0x88);
+    x[8 + j] = _mm512_maskz_shuffle_i32x4(kAllWords, even0, even1, 0xdd);
+    x[12 + j] = _mm512_maskz_shuffle_i32x4(kAllWords, odd0, odd1, 0xdd);
+  }
+}
+
+HEED_BF16_TARGET bool transpose_values(const uint16_t* const rows[32], int64_t head_dim_v, uint16_t* dst,
+                                       ptrdiff_t dst_stride) {
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                              6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  __mmask32 small = 0;
+  for (int64_t i = 0; i < head_dim_v; i += 16) {
+    const __mmask16 part = head_dim_v - i >= 16 ? ~__mmask16{0} : static_cast<__mmask16>((1u << (head_dim_v - i)) - 1);
+    const auto row = [&](int r) HEED_BF16_TARGET {
+      return rows[r] == nullptr ? _mm256_setzero_si256() : _mm256_maskz_loadu_epi16(part, rows[r] + i);
+    };
+    __m512i pairs[16];  // word n of pairs[k]: rows 2k and 2k + 1 at i + n
+    for (int k = 0; k < 16; ++k) {
+      const __m512i two = _mm512_maskz_inserti64x4(0xff, _mm512_castsi256_si512(row(2 * k)), row(2 * k + 1), 1);
+      small |= smaller_than(two, kSmallestValue);
+      pairs[k] = _mm512_permutexvar_epi16(interleave, two);
+    }
+    transpose_words(pairs);
+    for (int k = 0; k < 16; ++k) _mm512_storeu_si512(dst + (i + k) * dst_stride, pairs[k]);
+  }
+  return small == 0;
+}
+
 HEED_BF16_TARGET void pack_probabilities(const float* p, int32_t begin, int32_t end, int32_t vector, uint32_t* dst) {
   const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                                               6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
@@ -203,7 +252,8 @@ void multiply_values(int64_t head_dim_v, int64_t num_vectors, int64_t num_pairs,
   }
 }
 
-const Bf16Tiles kTiles = {copy_keys, pack_queries, pack_values, pack_probabilities, multiply_keys, multiply_values};
+const Bf16Tiles kTiles = {copy_keys,          pack_queries,  pack_values,    transpose_values,
+                          pack_probabilities, multiply_keys, multiply_values};
 
 }  // namespace
 

@@ -10,6 +10,7 @@
 #include "cpu/attention_fwd.h"
 #include "cpu/kernels/attention_decode-inl.h"
 #include "cpu/kernels/attention_fwd-inl.h"
+#include "cpu/kernels/attention_fwd_amx-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace heed::cpu::HWY_NAMESPACE {
@@ -50,10 +51,13 @@ void run_chunks(const UnitTask& task, Unit& unit, const UnitKeys& keys, float* s
 
 struct RowsLoop : RowUnit {
   RowPartial partial_at(float* floats) const {
-    const int64_t rows = num_blocks * kBlockLanes;
-    return {floats, floats + rows * head_dim_v(), floats + rows * (head_dim_v() + 1)};
+    float* m = floats + num_blocks * block_floats();
+    return {floats, m, m + num_blocks * kBlockLanes};
   }
   void attend(int64_t origin, int64_t lo, int64_t hi, const RowPartial& to) {
+#if HWY_TARGET == HWY_AVX3
+    if (run.shape.products == Products::kAmx) return attend_rows_chunk_amx(*this, origin, lo, hi, to);
+#endif
     attend_rows_chunk(*this, origin, lo, hi, to);
   }
   void merge(const RowPartial& part, const RowPartial& sum) { merge_rows(*this, part, sum); }
@@ -98,6 +102,9 @@ void attend_rows(const ForwardRun& run, const UnitTask& task, float* scratch) {
       transpose_queries(unit, block);
     }
   }
+#if HWY_TARGET == HWY_AVX3
+  const AmxInUse tiles(run.shape.products == Products::kAmx);
+#endif
   run_chunks(task, unit, keys, scratch + at.sum, scratch + at.part, run.partial_stride);
 }
 

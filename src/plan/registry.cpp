@@ -3,6 +3,7 @@
 namespace heed {
 
 // The rows are defined by their backends; every row exists on every architecture and declines where it cannot run.
+extern const Impl<AttentionProblem> kCpuAttentionFwdAmx;
 extern const Impl<AttentionProblem> kCpuAttentionFwdAvx512Bf16;
 extern const Impl<AttentionProblem> kCpuAttentionFwdAvx512;
 extern const Impl<AttentionProblem> kCpuAttentionFwdAvx2;
@@ -25,11 +26,11 @@ extern const Impl<KvAppendProblem> kRefKvAppend;
 template <>
 std::span<const Impl<AttentionProblem>* const> impls<AttentionProblem>() {
   static constexpr const Impl<AttentionProblem>* kRows[] = {
-      &kCpuAttentionFwdAvx512Bf16, &kCpuAttentionFwdAvx512,  &kCpuAttentionFwdAvx2,
-      &kCpuAttentionFwdNeon,       &kCpuAttentionFwdGeneric, &kCpuAttentionBwdAvx512,
-      &kCpuAttentionBwdAvx2,       &kCpuAttentionBwdNeon,    &kCpuAttentionBwdGeneric,
-      &kCudaAttentionDecodeSm80,   &kCudaAttentionFwdSm90,   &kCudaAttentionFwdSm80,
-      &kCudaAttentionFwdPortable,  &kRefAttention,
+      &kCpuAttentionFwdAmx,     &kCpuAttentionFwdAvx512Bf16, &kCpuAttentionFwdAvx512,
+      &kCpuAttentionFwdAvx2,    &kCpuAttentionFwdNeon,       &kCpuAttentionFwdGeneric,
+      &kCpuAttentionBwdAvx512,  &kCpuAttentionBwdAvx2,       &kCpuAttentionBwdNeon,
+      &kCpuAttentionBwdGeneric, &kCudaAttentionDecodeSm80,   &kCudaAttentionFwdSm90,
+      &kCudaAttentionFwdSm80,   &kCudaAttentionFwdPortable,  &kRefAttention,
   };
   return kRows;
 }

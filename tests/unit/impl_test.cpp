@@ -10,6 +10,7 @@
 #include <map>
 
 #include "base/machine.h"
+#include "cpu/amx.h"
 #include "ops/problem_line.h"
 #include "plan/registry.h"
 #include "unit/line_run.h"
@@ -93,6 +94,7 @@ INSTANTIATE_TEST_SUITE_P(All, ProblemFile, ::testing::ValuesIn(problem_files()),
 // What the machine must offer for a row to run at all, by the row's name.
 bool machine_supports(std::string_view row) {
   const CpuFacts& cpu = machine().cpu;
+  if (row.ends_with("_amx")) return cpu::amx_refusal().empty();
   if (row.ends_with("_avx512_bf16")) return cpu.avx512_bf16;
   if (row.ends_with("_avx512")) return cpu.avx512;
   if (row.ends_with("_avx2")) return cpu.avx2;

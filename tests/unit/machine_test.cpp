@@ -18,6 +18,7 @@ TEST(Machine, FactsAreConsistent) {
   EXPECT_TRUE(cpu.avx2 || !cpu.avx512);
   EXPECT_TRUE(cpu.avx512 || !cpu.avx512_bf16);
   EXPECT_TRUE(cpu.avx512_bf16 || !cpu.bf16_dot_pays);
+  EXPECT_TRUE(cpu.avx512 || !cpu.amx_bf16);
   EXPECT_EQ(&machine(), &machine());
 }
 

@@ -17,6 +17,7 @@
 #define HEED_CPU_KERNELS_ATTENTION_FWD_INL_H_
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -122,13 +123,10 @@ inline RowBlock load_rows(const void* tensor, Dtype dtype, const KeyRows& rows, 
 // ---- softmax of one vector of lanes
 // ---------------------------------------------------------------------------------------
 
-// Column `s` (rows kBlockLanes apart), keys [begin, end): scores become probabilities relative to the new maximum.
-// kFactor: scores are products yet, to be multiplied by a positive factor.
-template <bool kFactor>
-HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end, float factor, float* m, float* l,
-                               float* alpha) {
+// Of keys [begin, end) of column `s`, whose rows lie kBlockLanes apart.
+HWY_INLINE F32 largest_of_column(const float* s, int32_t begin, int32_t end) {
   const F32Tag f;
-  const F32 scale = hn::Set(f, factor), minus_inf = hn::Set(f, kMinusInf);
+  const F32 minus_inf = hn::Set(f, kMinusInf);
   F32 max0 = minus_inf, max1 = minus_inf, max2 = minus_inf, max3 = minus_inf;
   int32_t key = begin;
   for (; key + 4 <= end; key += 4) {
@@ -138,19 +136,52 @@ HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end
     max3 = hn::Max(max3, hn::LoadU(f, s + (key + 3) * kBlockLanes));
   }
   for (; key < end; ++key) max0 = hn::Max(max0, hn::LoadU(f, s + key * kBlockLanes));
-  F32 largest = hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
+  return hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
+}
+
+// What scores are measured from. With every key hidden so far the maximum is -inf, and -inf - -inf would be NaN: then 0.
+HWY_INLINE F32 reference_of(F32 maximum) {
+  return hn::IfThenZeroElse(hn::Eq(maximum, hn::Set(F32Tag(), kMinusInf)), maximum);
+}
+
+// Products x to how far their scores lie below the reference, which is the largest of x * scale. One multiply-add does it where
+// scores are small. A large score's rounding is worth more than 1: then x * scale is rounded as the reference was, so that the
+// largest gives 0.
+constexpr float kLargeScore = 8192.0f;
+template <bool kFused>
+HWY_INLINE F32 scale_below(F32 x, F32 scale, F32 reference) {
+  return kFused ? hn::MulSub(x, scale, reference) : hn::Sub(hn::Mul(x, scale), reference);
+}
+HWY_INLINE bool may_fuse(F32 reference) {
+  return hn::AllTrue(F32Tag(), hn::Lt(hn::Abs(reference), hn::Set(F32Tag(), kLargeScore)));
+}
+
+// Column `s` (rows kBlockLanes apart), keys [begin, end): scores become probabilities relative to the new maximum.
+// kFactor: scores are products yet, to be multiplied by a positive factor.
+template <bool kFactor>
+HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end, float factor, float* m, float* l,
+                               float* alpha) {
+  const F32Tag f;
+  const F32 scale = hn::Set(f, factor);
+  F32 largest = largest_of_column(s, begin, end);
   if (kFactor) largest = hn::Mul(largest, scale);
   const F32 old = hn::LoadU(f, m);
-  const F32 maximum = hn::Max(old, largest);
-  // With every key hidden so far the maximum is -inf and -inf - -inf would be NaN: measure from 0 instead.
-  const F32 reference = hn::IfThenZeroElse(hn::Eq(maximum, minus_inf), maximum);
+  const F32 maximum = hn::Max(old, largest), reference = reference_of(maximum);
   F32 sum = hn::Zero(f);
-  for (key = begin; key < end; ++key) {
-    float* at = s + key * kBlockLanes;
-    const F32 x = hn::LoadU(f, at);
-    const F32 p = exp2_score(kFactor ? hn::MulSub(x, scale, reference) : hn::Sub(x, reference));
-    hn::StoreU(p, f, at);
-    sum = hn::Add(sum, p);
+  const auto exponentiate = [&](const auto& below) HWY_ATTR {
+    for (int32_t key = begin; key < end; ++key) {
+      float* at = s + key * kBlockLanes;
+      const F32 p = exp2_score(below(hn::LoadU(f, at)));
+      hn::StoreU(p, f, at);
+      sum = hn::Add(sum, p);
+    }
+  };
+  if (!kFactor) {
+    exponentiate([&](F32 x) HWY_ATTR { return hn::Sub(x, reference); });
+  } else if (may_fuse(reference)) {
+    exponentiate([&](F32 x) HWY_ATTR { return scale_below<true>(x, scale, reference); });
+  } else {
+    exponentiate([&](F32 x) HWY_ATTR { return scale_below<false>(x, scale, reference); });
   }
   const F32 decay = exp2_score(hn::Sub(old, reference));
   hn::StoreU(maximum, f, m);
@@ -161,10 +192,10 @@ HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end
 // ---- one unit
 // -----------------------------------------------------------------------------------------------------------
 
-// Operands of the bf16 dot product, and which blocks of lanes or keys must not use it (see Bf16Tiles).
+// Operands of products of bf16, and which blocks of lanes or keys must not use them (see Bf16Tiles).
 struct Bf16Blocks {
   const Bf16Tiles* tiles = nullptr;  // null: all products in f32
-  uint32_t *q, *v, *p;
+  uint32_t *q, *v, *p;               // AMX: v holds V^T
   uint16_t* k;
   uint32_t unsafe_queries = 0;  // bit per block of lanes
   uint32_t f32_queries = 0;     // blocks whose Q^T stands in f32 as well
@@ -184,6 +215,7 @@ struct RowUnit {
 
   int64_t head_dim() const { return run.shape.head_dim; }
   int64_t head_dim_v() const { return run.shape.head_dim_v; }
+  int64_t block_floats() const { return round_up(head_dim_v(), kRowPad) * kBlockLanes; }  // of O^T of one block
 };
 
 // Where a chunk's result goes: O^T, m and l, block after block.
@@ -214,19 +246,20 @@ inline void transpose_queries(RowUnit& unit, int64_t block) {
   }
 }
 
-// Q^T of one block of lanes as pairs for the bf16 dot product, as it is: that product is exact, the scale comes after
-// it.
+// Q^T of one block of lanes as pairs of bf16, as it is: their products are exact, the scale comes after them.
 inline void pair_queries(RowUnit& unit, int64_t block) {
   const AttentionProblem& problem = *unit.run.problem;
   const LaneBlock& lanes = unit.lanes[block];
+  const int64_t pairs = unit.run.shape.operand_dim() / 2;
   for (int64_t lane = 0; lane < round_up(lanes.count, kGranule); lane += kGranule) {
     const uint16_t* rows[kGranule];
     for (int64_t t = 0; t < kGranule; ++t) {
       rows[t] = static_cast<const uint16_t*>(unit.run.args->q) +
                 row_offset(problem, Slot::kQ, unit.sequence, lanes.head[lane + t], lanes.query[lane + t]);
     }
-    uint32_t* out = unit.pairs.q + block * unit.head_dim() / 2 * kBlockLanes + lane;
+    uint32_t* out = unit.pairs.q + block * pairs * kBlockLanes + lane;
     if (!unit.pairs.tiles->pack_queries(rows, unit.head_dim(), out)) unit.pairs.unsafe_queries |= 1u << block;
+    for (int64_t i = unit.head_dim() / 2; i < pairs; ++i) std::fill_n(out + i * kBlockLanes, kGranule, 0u);
   }
 }
 
@@ -286,7 +319,7 @@ inline void attend_block(RowUnit& unit, int64_t block, const BlockSpan& span, in
                          const RowBlock& v, const RowPartial& to) {
   const int64_t d = unit.head_dim(), dv = unit.head_dim_v();
   const float* q = unit.q + block * d * kBlockLanes;
-  float* o = to.o + block * dv * kBlockLanes;
+  float* o = to.o + block * unit.block_floats();
   HWY_ALIGN float alpha[kBlockLanes];
   for (int i = 0; i < span.num_segments; ++i) {
     const Segment& g = span.segments[i];
@@ -331,7 +364,7 @@ inline void attend_block_bf16(RowUnit& unit, int64_t block, const BlockSpan& spa
   const int64_t d = unit.head_dim(), dv = unit.head_dim_v();
   const Bf16Tiles& tiles = *unit.pairs.tiles;
   const uint32_t* q = unit.pairs.q + block * d / 2 * kBlockLanes;
-  float* o = to.o + block * dv * kBlockLanes;
+  float* o = to.o + block * unit.block_floats();
   HWY_ALIGN float alpha[kBlockLanes];
   for (int i = 0; i < span.num_segments; ++i) {
     const Segment& g = span.segments[i];
@@ -366,14 +399,9 @@ struct KeyBlock {
   RowBlock k{}, v{};
 };
 
-inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys,
-                             const RowPartial& to) {
+inline void attend_key_block_f32(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys,
+                                 const RowPartial& to) {
   const ForwardRun& run = unit.run;
-  if (unit.pairs.tiles != nullptr && (unit.pairs.unsafe_queries >> block & 1u) == 0) {
-    if (!keys.have_pairs) pair_keys(unit, keys.first, keys.count);
-    keys.have_pairs = true;
-    if (unit.pairs.safe_keys) return attend_block_bf16(unit, block, span, keys.first, to);
-  }
   if (unit.pairs.tiles != nullptr && (unit.pairs.f32_queries >> block & 1u) == 0) {
     transpose_queries(unit, block);
     unit.pairs.f32_queries |= 1u << block;
@@ -389,26 +417,40 @@ inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span
   attend_block(unit, block, span, keys.first, keys.k, keys.v, to);
 }
 
-// Keys [key_lo, key_hi), which lie in one chunk, into `to`. Key blocks start at multiples of key_block from the chunk's
-// start `origin`, whatever part of it is visible.
-inline void attend_rows_chunk(RowUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const RowPartial& to) {
-  const ForwardRun& run = unit.run;
-  const F32Tag f;
-  const int64_t rows = unit.num_blocks * kBlockLanes, dv = unit.head_dim_v();
-  for (int64_t i = 0; i < rows; i += kLanes) {
-    hn::StoreU(hn::Set(f, kMinusInf), f, to.m + i);
-    hn::StoreU(hn::Zero(f), f, to.l + i);
+inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys,
+                             const RowPartial& to) {
+  if (unit.pairs.tiles != nullptr && (unit.pairs.unsafe_queries >> block & 1u) == 0) {
+    if (!keys.have_pairs) pair_keys(unit, keys.first, keys.count);
+    keys.have_pairs = true;
+    if (unit.pairs.safe_keys) return attend_block_bf16(unit, block, span, keys.first, to);
   }
-  std::memset(to.o, 0, static_cast<size_t>(rows * dv) * sizeof(float));
-  const int64_t step = run.shape.key_block;
-  for (int64_t at = origin + (key_lo - origin) / step * step; at < key_hi; at += step) {
-    KeyBlock keys{at, HWY_MIN(at + step, key_hi) - at};
+  attend_key_block_f32(unit, block, span, keys, to);
+}
+
+inline void clear_partial(const RowUnit& unit, const RowPartial& to) {
+  std::fill_n(to.m, unit.num_blocks * kBlockLanes, kMinusInf);
+  std::fill_n(to.l, unit.num_blocks * kBlockLanes, 0.0f);
+  std::memset(to.o, 0, static_cast<size_t>(unit.num_blocks * unit.block_floats()) * sizeof(float));
+}
+
+// Calls attend(keys) for the key blocks that cover [key_lo, key_hi), which lie in one chunk: they start at multiples of
+// key_block from the chunk's start `origin`, whatever part of it is visible.
+template <class Attend>
+void for_key_blocks(const RowUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const Attend& attend) {
+  const int64_t step = unit.run.shape.key_block;
+  for (int64_t at = origin + (key_lo - origin) / step * step; at < key_hi; at += step)
+    attend(KeyBlock{at, HWY_MIN(at + step, key_hi) - at});
+}
+
+inline void attend_rows_chunk(RowUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const RowPartial& to) {
+  clear_partial(unit, to);
+  for_key_blocks(unit, origin, key_lo, key_hi, [&](KeyBlock keys) HWY_ATTR {
     for (int64_t block = 0; block < unit.num_blocks; ++block) {
       BlockSpan span;
       find_span(unit.lanes[block], keys.first, keys.count, &span);
       if (span.num_segments > 0) attend_key_block(unit, block, span, keys, to);
     }
-  }
+  });
 }
 
 // sum = sum (+) part, the one way in which partials are ever joined.
@@ -422,7 +464,7 @@ inline void merge_rows(const RowUnit& unit, const RowPartial& part, const RowPar
     const F32 a = exp2_score(hn::Sub(ma, reference)), b = exp2_score(hn::Sub(mb, reference));
     hn::StoreU(maximum, f, sum.m + i);
     hn::StoreU(hn::MulAdd(hn::LoadU(f, part.l + i), b, hn::Mul(hn::LoadU(f, sum.l + i), a)), f, sum.l + i);
-    const int64_t first = i / kBlockLanes * kBlockLanes * dv + i % kBlockLanes;
+    const int64_t first = i / kBlockLanes * unit.block_floats() + i % kBlockLanes;
     for (int64_t c = 0; c < dv; ++c) {
       float* at = sum.o + first + c * kBlockLanes;
       const F32 other = hn::LoadU(f, part.o + first + c * kBlockLanes);
@@ -476,7 +518,7 @@ inline void finish_rows(RowUnit& unit, const RowPartial& sum) {
   float* rows = unit.v;  // [16][pad]
   for (int64_t block = 0; block < unit.num_blocks; ++block) {
     const LaneBlock& lanes = unit.lanes[block];
-    float* o = sum.o + block * kBlockLanes * dv;
+    float* o = sum.o + block * unit.block_floats();
     const float *m = sum.m + block * kBlockLanes, *l = sum.l + block * kBlockLanes;
     for (int32_t first = 0; first < lanes.count; first += kGranule) {
       HWY_ALIGN float scale[kGranule], lse[kGranule];
