@@ -251,7 +251,9 @@ class Steps {
 
   Status add(const Configuration& c, std::string name, const KernelVariant& variant, int64_t blocks, RunStep run,
              bool overlaps = false) {
-    Result<Launch> made = prepare_launch(variant, blocks, facts_.handle);
+    KernelVariant launched = variant;
+    if (c.alone) launched.shared_bytes = std::max(launched.shared_bytes, facts_.shared_per_block / 2 + 1024);
+    Result<Launch> made = prepare_launch(launched, blocks, facts_.handle);
     if (!made.ok()) return made.status();
     auto params = std::make_shared<ForwardStep>();
     params->params = planned_params(problem_, facts_, c);
@@ -266,7 +268,7 @@ class Steps {
     step.kernel = std::move(name);
     step.run = run;
     step.grid = blocks;
-    step.scratch_bytes = static_cast<size_t>(variant.shared_bytes);
+    step.scratch_bytes = static_cast<size_t>(launched.shared_bytes);
     step.workspace_bytes = static_cast<size_t>(workspace_.bytes);
     step.params = std::move(params);
     plan_.steps.push_back(std::move(step));
@@ -406,8 +408,10 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
   }
   for (const Configuration& c : configurations) {
     if (c.blocks == 0) continue;
-    // Behind check_sequences the kernel may take its places before that has ended: it waits by itself.
-    const bool overlaps = facts.major >= 9 && needs_check(problem) && &c == &configurations.front();
+    // The kernel may take its places before what it is behind has ended: it waits by itself. Behind check_sequences that is
+    // worth it for all; attention_fwd_sm90 lets the next one in early itself.
+    const bool overlaps =
+        facts.major >= 9 && ((needs_check(problem) && &c == &configurations.front()) || c.maps_tensors);
     HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.grid > 0 ? c.grid : c.blocks,
                                    c.maps_tensors ? run_mapped_step : run_step, overlaps));
     if (!c.split) continue;

@@ -26,6 +26,7 @@ struct Configuration {
   int64_t blocks = 0;
   int64_t grid = 0;           // blocks launched where each does several of those, one after the other; 0: as many
   bool maps_tensors = false;  // the kernel takes AttentionFwdSm90Params
+  bool alone = false;  // fewer blocks than multiprocessors: no two of them shall share one, as they otherwise might
   bool counts_tiles = false;  // blocks take their tiles from a counter in the workspace
   int64_t section_heads = 0;  // heads whose K and V share the L2 cache; 0: half of it is theirs
   int32_t max_splits = 1;     // more than one: partials, merged by combine

@@ -86,32 +86,41 @@ u64 counter_mark() {
   return mark;
 }
 
-// What a block multiplies and adds in a microsecond, by padded head dim; blocks that share a multiprocessor share its rate.
+// Rows see more keys the further back they are: blocks take the next tile as they become free, the longest first.
+bool rows_differ(const AttentionProblem& p) { return p.window_right >= 0 && p.window_left < 0; }
+
+// What a block multiplies and adds in a microsecond. Blocks that share a multiprocessor share its rate, which they reach
+// together only.
 double rate_of(const AttentionFwdSm90Tile& t, const Configuration& c, const DeviceFacts& facts) {
-  const double full = t.head_dim <= 64 ? 4.4e6 : t.head_dim <= 96 ? 4.8e6 : 5.3e6;
-  const double sharing = std::ceil(static_cast<double>(c.grid) / std::max(1, facts.multiprocessors));
-  return (t.shape == Sm90Shape::kShort ? 0.75 : t.ranges ? 0.95 : 1.0) * full / std::max(1.0, sharing);
+  constexpr double kMultiprocessors = 132;  // of an H200
+  const double sharing = std::max(1.0, std::ceil(static_cast<double>(c.grid) / std::max(1, facts.multiprocessors)));
+  return t.rate * 1e6 / kMultiprocessors * (0.5 + 0.5 * std::min(1.0, sharing / t.blocks)) / sharing;
 }
 
-// Blocks do their tiles one after the other: the fullest block's time.
+// Blocks do their tiles one after the other: the fullest block's time. A turn starts with loads and ends with O, which the
+// other consumers' products hide in part.
 double cost_of(const AttentionProblem& p, const Configuration& c, const AttentionFwdSm90Tile& t,
                const DeviceFacts& facts) {
   const double keys = static_cast<double>(usual_keys(p));
   const double all = static_cast<double>(total_rows(p) * p.nheads_q);
   const double visible = flops(p) / std::max(1.0, 2.0 * all * keys * static_cast<double>(p.head_dim + p.head_dim_v));
-  const double of_a_tile = 2.0 * c.tile_q * keys * (t.head_dim + t.head_dim_v) * std::min(1.0, visible);
+  // A row's range ends within a key tile, and so it begins, where it does.
+  const double whole = std::ceil(keys / t.tile_k) * t.tile_k;
+  const double seen = t.ranges ? std::min(whole, keys * std::min(1.0, visible) + t.tile_k / 2.0) : whole;
+  const double of_a_key = 2.0 * c.tile_q * (t.head_dim + t.head_dim_v) / rate_of(t, c, facts);
   // Of packed queries there are, in the mean, half as many tiles too many as there are sequences.
   const double tiles =
       static_cast<double>(c.blocks) - (p.packed_q() ? 0.5 * static_cast<double>(p.batch * p.nheads_q) : 0.0);
-  const double turns = std::ceil(tiles / static_cast<double>(std::max<int64_t>(1, c.grid)));
-  const double multiplying = turns * of_a_tile / rate_of(t, c, facts);
+  const double turns = tiles / static_cast<double>(std::max<int64_t>(1, c.grid));
+  const double of_a_turn = 0.8 + 0.6 * t.consumers + (t.blocks > 1 ? 0.3 * t.blocks : 0.0);
+  const double longest = of_a_turn + whole * of_a_key, usual = of_a_turn + seen * of_a_key;
+  const double multiplying = rows_differ(p) ? std::max(turns * usual, longest) : std::ceil(turns) * usual;
   const double moving = bytes(p) / (30e3 * std::max(1, facts.multiprocessors));
-  // Other rows state what they would take on a full device, and take up to twice that for few tiles: less is added here.
-  // (16 heads of 128, D 64: 3.8 us where attention_fwd_sm80 takes 6.2.) What decode takes is better left to it.
-  constexpr double kStart = 1.5, kFewRows = 1.0;
+  // What decode takes is better left to it.
+  constexpr double kStart = 1.2, kFewRows = 1.0;
   constexpr int64_t kRowsOfDecode = 16;
   const double few = usual_queries(p) <= kRowsOfDecode ? kFewRows : 0.0;
-  return kStart + few + std::max(multiplying, moving) + 0.25 * std::min(multiplying, moving);
+  return kStart + few + std::max(multiplying, moving);
 }
 
 // K and V of a section stay in the L2 cache; and it has tiles enough to end with short ones everywhere.
@@ -122,8 +131,7 @@ int64_t section_of(const AttentionProblem& p, const Configuration& c, const Devi
   return std::max(fitting, 2 * c.grid / std::max<int64_t>(1, c.num_tiles_q));
 }
 
-Configuration configuration_of(const AttentionProblem& p, Sm90Shape shape, const DeviceFacts& facts) {
-  const AttentionFwdSm90Tile& tile = *attention_fwd_sm90_tile(p.head_dim, p.head_dim_v, has_ranges(p), shape);
+Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90Tile& tile, const DeviceFacts& facts) {
   Configuration c;
   const bool lengths = has_lengths(p);
   c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
@@ -134,10 +142,10 @@ Configuration configuration_of(const AttentionProblem& p, Sm90Shape shape, const
   c.maps_tensors = true;
   cut_rows(p, c);
   c.grid = std::min<int64_t>(c.blocks, int64_t{tile.blocks} * std::max(1, facts.multiprocessors));
-  // Rows that differ in length go to whichever block is free, the longest first. With D 64 others do as well: 1 % faster.
-  const bool differ = p.window_right >= 0 && p.window_left < 0;
+  // With D 64 tiles that are alike go to whichever block is free as well: 1 % faster.
   const bool has_several = c.blocks > c.grid && c.blocks < int64_t{1} << (kTileBits - 1);
-  c.counts_tiles = has_several && (differ || lengths || (tile.head_dim == 64 && p.window_left < 0));
+  c.counts_tiles = has_several && (rows_differ(p) || lengths || (tile.head_dim == 64 && p.window_left < 0));
+  c.alone = tile.blocks > 1 && c.blocks <= facts.multiprocessors;
   c.section_heads = section_of(p, c, facts);
   c.cost_us = cost_of(p, c, tile, facts);
   return c;
@@ -155,8 +163,7 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16) {
     return decline(format("multiplies f16 and bf16, not {}", dtype_name(p.dtype)));
   }
-  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 ||
-      attention_fwd_sm90_tile(p.head_dim, p.head_dim_v, has_ranges(p), Sm90Shape::kLong) == nullptr) {
+  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || padded_head_dims(p.head_dim, p.head_dim_v) == nullptr) {
     return decline(
         format("takes multiples of 8 up to 256 as head_dim and head_dim_v, not {} and {}; "
                "cuda/attention_fwd_portable takes any up to 512",
@@ -185,9 +192,16 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
 }
 
 Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& facts) {
-  Configuration best = configuration_of(p, Sm90Shape::kLong, facts);
-  Configuration small = configuration_of(p, Sm90Shape::kShort, facts);
-  if (small.cost_us < best.cost_us) best = std::move(small);
+  // Of the least head dims that take these, the tile that is done first.
+  const AttentionFwdSm90Tile* dims = nullptr;
+  Configuration best;
+  for (const AttentionFwdSm90Tile& tile : kAttentionFwdSm90Tiles) {
+    if (!serves(tile, p.head_dim, p.head_dim_v, has_ranges(p))) continue;
+    if (dims == nullptr) dims = &tile;
+    if (tile.head_dim != dims->head_dim || tile.head_dim_v != dims->head_dim_v) continue;
+    Configuration mine = configuration_of(p, tile, facts);
+    if (dims == &tile || mine.cost_us < best.cost_us) best = std::move(mine);
+  }
   return {best};
 }
 

@@ -105,38 +105,37 @@ inline const AttentionFwdTile* attention_fwd_tile(HeadDims dims, ScoreKind score
 
 // ---- attention_fwd_sm90 ---------------------------------------------------------------------------------------------
 
-// Long: the device has several tiles a block; kShort: few and small ones, so that every multiprocessor has two.
-enum class Sm90Shape { kLong, kShort };
-
 struct AttentionFwdSm90Tile {
   int head_dim, head_dim_v;  // padded
-  bool ranges;               // causal, window, chunk; else every key of the sequence
-  Sm90Shape shape;
+  bool ranges;               // causal, window, chunk, lengths; else every key of the sequence
   int consumers, tile_k, stages, rings, q_in_registers, ping_pong, blocks;
   int spill_bytes;
+  double rate;  // TFLOP/s of a whole H200 that does nothing but whole key tiles: what the planner reckons with
   const char* why;
 };
 
-// TFLOP/s in the reasons: bf16, 16k tokens, hidden 2048, with lse, on an H200, hot (docs/kernels/attention_fwd_sm90.md).
+// Several rows may serve the same head dims: the planner takes the one whose tiles suit the grid. Reasons: bf16, 16k tokens
+// and hidden 2048 where nothing else is said, with lse, on an H200, hot, TFLOP/s (docs/kernels/attention_fwd_sm90.md).
 inline constexpr AttentionFwdSm90Tile kAttentionFwdSm90Tiles[] = {
-    {64, 64, false, Sm90Shape::kLong, 4, 64, 4, 1, 0, 0, 1, 0,
-     "more warps overlap best: 3 x 64 rows, 128 keys lost 10 %"},
-    {64, 64, true, Sm90Shape::kLong, 4, 64, 4, 1, 0, 0, 1, 64,
-     "as without ranges; spills around the loops, not in them"},
-    {64, 64, false, Sm90Shape::kShort, 1, 128, 2, 1, 0, 0, 2, 0, "16 heads of 1k: 13.0 us against 18.7 of 256 rows"},
-    {64, 64, true, Sm90Shape::kShort, 1, 128, 2, 1, 0, 0, 2, 0, "16 heads of 1k: 11.3 us against 18.1 of 256 rows"},
-    {96, 96, false, Sm90Shape::kLong, 2, 128, 2, 1, 1, 1, 1, 0, "1k keys: 565 against 503 of 3 x 64 rows, 96 keys"},
-    {96, 96, true, Sm90Shape::kLong, 3, 96, 2, 2, 0, 0, 1, 0, "4k keys: 617 against 581 of 2 x 64 rows, 128 keys"},
-    {128, 128, false, Sm90Shape::kLong, 2, 128, 2, 1, 1, 1, 1, 0,
-     "Q in registers: a quarter less shared memory traffic"},
-    {128, 128, true, Sm90Shape::kLong, 2, 128, 2, 2, 1, 0, 1, 0, "4k keys: 641 against 585 of 64 keys, 4 stages"},
-    {128, 128, false, Sm90Shape::kShort, 1, 64, 2, 1, 1, 0, 2, 0, "16 heads of 512: 8.3 us against 9.5 of 128 rows"},
-    {128, 128, true, Sm90Shape::kShort, 1, 64, 2, 1, 1, 0, 2, 0, "16 heads of 512: 8.6 us against 9.8 of 128 rows"},
-    {192, 128, false, Sm90Shape::kLong, 2, 128, 2, 1, 0, 1, 1, 0, "as d128; O leaves through Q's place"},
-    {192, 128, true, Sm90Shape::kLong, 2, 96, 2, 2, 0, 0, 1, 0, "as d128; 96 keys fill the memory"},
-    {256, 256, false, Sm90Shape::kLong, 2, 80, 2, 1, 0, 1, 1, 0, "80 keys fill the memory"},
-    {256, 256, true, Sm90Shape::kLong, 2, 64, 2, 2, 0, 0, 1, 0,
-     "1k keys: 475 against 455 of 80 keys, 16k: 747 against 755"},
+    {64, 64, false, 4, 64, 4, 1, 0, 0, 1, 0, 590, "more warps overlap best: 3 x 64 rows, 128 keys lost 10 %"},
+    {64, 64, true, 4, 64, 4, 1, 0, 0, 1, 64, 570, "as without ranges; spills around the loops, not in them"},
+    {64, 64, false, 1, 128, 2, 1, 0, 0, 2, 0, 520, "two blocks: 16 heads of 1k 11.5 us, three of 64 keys 13.7"},
+    {64, 64, true, 1, 128, 2, 1, 0, 0, 2, 0, 490, "two blocks: 16 heads of 1k 10.7 us, three of 64 keys 11.4"},
+    {64, 64, false, 1, 64, 3, 1, 0, 0, 3, 0, 560, "three blocks: 2048 heads of 64 keys 19.3 us, two of 128 keys 23.3"},
+    {64, 64, true, 1, 64, 3, 1, 0, 0, 3, 0, 530, "three blocks: 256 heads of 256 keys 156, two of 128 keys 131"},
+    {96, 96, false, 2, 128, 2, 1, 1, 1, 1, 0, 690, "1k keys: 573 against 530 of 3 x 64 rows"},
+    {96, 96, false, 3, 96, 2, 2, 0, 0, 1, 0, 725, "4k keys: 700 against 676 of 2 x 64 rows"},
+    {96, 96, true, 3, 64, 4, 1, 0, 0, 1, 0, 690, "1k keys: 415 against 378 of 96 keys; 16k: 694 against 690"},
+    {128, 128, false, 2, 128, 2, 1, 1, 1, 1, 0, 800, "Q in registers: a quarter less shared memory traffic"},
+    {128, 128, true, 3, 64, 4, 1, 0, 0, 1, 0, 790,
+     "1k keys: 458 against 428 of 2 x 64 rows, 128 keys; 16k: 801 against 765"},
+    {128, 128, false, 1, 64, 2, 1, 1, 0, 2, 0, 720, "two blocks: 16 heads of 512 7.7 us against 9.5 of 128 rows"},
+    {128, 128, true, 1, 64, 2, 1, 1, 0, 2, 0, 680, "two blocks: 16 heads of 512 8.2 us against 9.8 of 128 rows"},
+    {192, 128, false, 2, 128, 2, 1, 0, 1, 1, 0, 760, "as d128"},
+    {192, 128, true, 2, 96, 2, 2, 0, 0, 1, 0, 720, "96 keys fill the memory"},
+    {256, 256, false, 2, 64, 2, 2, 0, 0, 1, 0, 760,
+     "1k keys: 619 against 607 of 80 keys in turn; 16k: 738 against 732"},
+    {256, 256, true, 2, 64, 2, 2, 0, 0, 1, 0, 760, "1k keys: 477 against 460 of 80 keys; 16k: 692 against 683"},
 };
 
 constexpr int tile_q(const AttentionFwdSm90Tile& t) { return 64 * t.consumers; }
@@ -144,18 +143,13 @@ constexpr int tile_q(const AttentionFwdSm90Tile& t) { return 64 * t.consumers; }
 // Layout in work_sm90.h.
 constexpr int shared_bytes(const AttentionFwdSm90Tile& t, bool lengths = false) {
   const int boxes = (t.head_dim + 63) / 64, boxes_v = (t.head_dim_v + 63) / 64;
-  const int out = t.head_dim > 128 ? 0 : t.consumers * boxes_v * 64 * 128;
+  const int out = t.head_dim > 128 ? 0 : t.consumers * boxes_v * 64 * 128;  // else it leaves straight from registers
   return t.consumers * boxes * 64 * 128 + t.stages * t.tile_k * 128 * (boxes + boxes_v) + out +
          8 * (4 * t.stages + 2 * t.consumers) + 4 * t.consumers * (lengths ? kSequenceWords : 1);
 }
 
-// Null where there is none: of the shape wanted, else long.
-constexpr const AttentionFwdSm90Tile* attention_fwd_sm90_tile(long long head_dim, long long head_dim_v, bool ranges,
-                                                              Sm90Shape shape) {
-  for (const Sm90Shape wanted : {shape, Sm90Shape::kLong})
-    for (const AttentionFwdSm90Tile& t : kAttentionFwdSm90Tiles)
-      if (head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && t.ranges == ranges && t.shape == wanted) return &t;
-  return nullptr;
+constexpr bool serves(const AttentionFwdSm90Tile& t, long long head_dim, long long head_dim_v, bool ranges) {
+  return head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && t.ranges == ranges;
 }
 
 // ---- attention_decode_sm80 ------------------------------------------------------------------------------------------
@@ -245,7 +239,8 @@ constexpr bool tiles_are_sound() {
     if (t.head_dim % 16 != 0 || t.head_dim_v % 16 != 0 || t.tile_k % 16 != 0 || t.tile_k > 256) return false;
     if (t.consumers < 1 || t.consumers > 4 || t.rings < 1 || t.rings > 2) return false;
     if (t.ping_pong != 0 && (t.consumers != 2 || t.ranges)) return false;  // consumers in turn take the same steps
-    if (t.spill_bytes < 0 || t.spill_bytes > 64) return false;
+    if (t.spill_bytes < 0 || t.spill_bytes > 64 || t.rate <= 0) return false;
+    if (t.head_dim > 128 && t.head_dim_v % 32 != 0) return false;                 // O is traded in groups of 32 columns
     if (t.blocks * (shared_bytes(t, t.ranges) + 1024) > 228 << 10) return false;  // of an H100 or H200
   }
   for (const DecodeTile& t : kDecodeTiles)

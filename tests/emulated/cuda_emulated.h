@@ -291,6 +291,7 @@ inline uint64_t arrive(NamedBarrier& b, int threads) {
 struct uint4 {
   unsigned x, y, z, w;
 };
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
 struct float2 {
   float x, y;
 };

@@ -8,6 +8,7 @@ namespace heed::cuda {
 inline u32 smem_address(const void*) { return 0; }
 inline void store_shared_16(u32 address, unsigned short x) { emulated::store(address, x); }
 inline void wait_for_primary() {}
+inline void launch_dependents() {}
 inline int uniform(int x) { return __reduce_max_sync(0xffffffffu, x); }
 inline float ex2(float x) { return std::exp2(x); }
 inline float lg2(float x) { return std::log2(x); }

@@ -116,7 +116,17 @@ TEST(CudaPlan, Choices) {
   EXPECT_EQ(chosen("attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm90 q256 k64 d64/64");
   EXPECT_EQ(chosen("attention hq=16 sq=128 d=64 bf16 lse"), "attention_fwd_sm90 q64 k128 d64/64");
-  EXPECT_EQ(chosen("attention b=256 hq=8 sq=64 d=64 bf16 lse"), "attention_fwd_sm90 q64 k128 d64/64");
+  EXPECT_EQ(chosen("attention b=256 hq=8 sq=64 d=64 bf16 lse"), "attention_fwd_sm90 q64 k64 d64/64");
+  EXPECT_EQ(chosen("attention hq=16 sq=1024 d=64 bf16 lse"), "attention_fwd_sm90 q64 k128 d64/64");
+  EXPECT_EQ(chosen("attention hq=16 sq=1024 d=64 bf16 causal lse"), "attention_fwd_sm90 q64 k128 d64/64");
+  EXPECT_EQ(chosen("attention hq=16 sq=512 d=64 bf16 lse"), "attention_fwd_sm90 q64 k128 d64/64");
+  EXPECT_EQ(chosen("attention b=16 hq=16 sq=1024 d=64 bf16 lse"), "attention_fwd_sm90 q256 k64 d64/64");
+  EXPECT_EQ(chosen("attention b=32 hq=32 sq=512 d=64 bf16 causal"), "attention_fwd_sm90 q256 k64 d64/64");
+  EXPECT_EQ(chosen("attention b=32 hq=21 sq=512 d=96 bf16"), "attention_fwd_sm90 q128 k128 d96/96");
+  EXPECT_EQ(chosen("attention b=8 hq=21 sq=2048 d=96 bf16"), "attention_fwd_sm90 q192 k96 d96/96");
+  EXPECT_EQ(chosen("attention b=32 hq=16 sq=512 d=128 bf16 causal"), "attention_fwd_sm90 q192 k64 d128/128");
+  EXPECT_EQ(chosen("attention b=32 hq=16 sq=512 d=128 bf16"), "attention_fwd_sm90 q128 k128 d128/128");
+  EXPECT_EQ(chosen("attention b=1 hq=8 sq=8192 d=64 bf16"), "attention_fwd_sm90 q256 k64 d64/64");
   EXPECT_EQ(chosen("attention hq=16 sq=512 d=128 bf16 causal"), "attention_fwd_sm90 q64 k64 d128/128");
   EXPECT_EQ(chosen("attention hq=32 hkv=8 sq=1 sk=64 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_TRUE(chosen("attention hq=2 sq=64 sk=65536 d=64 bf16").ends_with(" split"));
@@ -242,7 +252,7 @@ TEST(CudaPlan, HopperForward) {
   EXPECT_FALSE(planned("b=16 hq=16 sq=1024 d=128 bf16").counts_tiles);
   // Packed: a tile of each sequence more than its rows fill, from a counter whatever the mask.
   const Configuration packed = planned("b=16 hq=16 d=128 bf16 layout_q=thd layout_kv=thd tq=16384 tk=16384");
-  EXPECT_EQ(packed.num_tiles_q, 16384 / 128 + 16);
+  EXPECT_EQ(packed.num_tiles_q, 16384 / packed.tile_q + 16);
   EXPECT_EQ(packed.blocks, packed.num_tiles_q * 16);
   EXPECT_TRUE(packed.counts_tiles);
   EXPECT_TRUE(packed.kernel.ends_with(" lengths"));

@@ -40,9 +40,9 @@ void expect_host_and_device_agree() {
   EXPECT_EQ(static_cast<int>(barriers.q_tile(kRow.consumers)), shared_bytes(kRow)) << kTile;
   EXPECT_EQ(L::kTileQ, tile_q(kRow));
   EXPECT_EQ(L::kBarriers % 8, 0u);
-  for (const u32 place : {L::kK, L::kVAt, L::kO, L::kBytesQ, L::kBytesK, L::kBytesV, L::kStepO, L::kChunkK})
+  for (const u32 place : {L::kK, L::kVAt, L::kO, L::kBytesQ, L::kBytesK, L::kBytesV, L::kBytesO, L::kChunkK})
     EXPECT_EQ(place % 1024, 0u) << kTile;  // the swizzle's period
-  EXPECT_LE(L::kO + (kRow.consumers - 1) * L::kStepO + L::kBytesO, L::kBarriers) << kTile;
+  EXPECT_EQ(L::kO + (L::kOutStaged ? kRow.consumers * L::kBytesO : 0), L::kBarriers) << kTile;
 }
 
 TEST(Sm90Work, SharedMemory) {

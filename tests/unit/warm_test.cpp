@@ -42,7 +42,7 @@ TEST(WantedKernels, EachOnceWithThoseAroundIt) {
   EXPECT_TRUE(any_of(kernels_of({"attention b=16 hq=16 sq=512 d=64 bf16"}, "sm_89"), "attention_fwd_sm80"));
   EXPECT_EQ(plain[0].arch, "sm_90a");
   EXPECT_EQ(
-      kernels_of({"attention b=16 hq=16 sq=512 d=64 bf16", "attention b=17 hq=16 sq=512 d=64 bf16"}, "sm_90a").size(),
+      kernels_of({"attention b=64 hq=16 sq=512 d=64 bf16", "attention b=65 hq=16 sq=512 d=64 bf16"}, "sm_90a").size(),
       1u);
   const auto decode = kernels_of({"attention b=1 hq=8 hkv=1 sq=1 sk=100000 d=128 f16 used_k"}, "sm_80");
   EXPECT_TRUE(any_of(decode, "attention_decode_sm80") && any_of(decode, "combine") &&

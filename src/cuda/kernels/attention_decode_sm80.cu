@@ -71,10 +71,29 @@ struct KeyReader {
     return in_dim ? load_streamed_16(from) : make_uint4(0, 0, 0, 0);
   }
 
+  // Works out where the rows of step j0 lie, while the loads before it are under way: no arithmetic stands between the
+  // arrival of one step and the loads of the next. Sixteen rows have no registers for it, and D 64 would lose a block by it.
+  static constexpr bool kAhead = kV.tile_q == 8 && kV.head_dim > 64;
+  const char *k_row[2], *v_row[4];
+  __device__ __forceinline__ const char* row_of_k(i32 j0, int r) const {
+    return row_of(k_base, p.k_stride, j0, lane / 4 + r * 8);
+  }
+  __device__ __forceinline__ const char* row_of_v(i32 j0, int r) const {
+    return row_of(v_base, p.v_stride, j0, lane % 4 * 2 + r % 2 + r / 2 * 8);
+  }
+  __device__ __forceinline__ void locate(i32 j0) {
+    if constexpr (kAhead) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) k_row[r] = row_of_k(j0, r);
+#pragma unroll
+      for (int r = 0; r < 4; ++r) v_row[r] = row_of_v(j0, r);
+    }
+  }
+
   __device__ __forceinline__ void load_k(KeyFragments<kV>& f, i32 j0) const {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const char* row = row_of(k_base, p.k_stride, j0, lane / 4 + r * 8);
+      const char* row = kAhead ? k_row[r] : row_of_k(j0, r);
 #pragma unroll
       for (int c = 0; c < KeyFragments<kV>::kChunks; ++c)
         f.k[r][c] = read(row + c * 64, c * 32 + lane % 4 * 8 < p.head_dim);
@@ -83,7 +102,7 @@ struct KeyReader {
   __device__ __forceinline__ void load_v(KeyFragments<kV>& f, i32 j0) const {
 #pragma unroll
     for (int r = 0; r < 4; ++r) {
-      const char* row = row_of(v_base, p.v_stride, j0, lane % 4 * 2 + r % 2 + r / 2 * 8);
+      const char* row = kAhead ? v_row[r] : row_of_v(j0, r);
 #pragma unroll
       for (int h = 0; h < KeyFragments<kV>::kHalves; ++h)
         f.v[r][h] = read(row + h * 128, h * 64 + lane / 4 * 8 < p.head_dim_v);
@@ -230,6 +249,7 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
     KeyFragments<kV> f;
     reader.look_up(j0);
     reader.advance();
+    reader.locate(j0);
     reader.load_k(f, j0);
     reader.load_v(f, j0);
     reader.look_up(j0 + kV.warps * kStep);
@@ -260,6 +280,7 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
 #pragma unroll 1
     for (; j0 < end; j0 += kV.warps * kStep) {
       const i32 next = j0 + kV.warps * kStep;
+      reader.locate(next);
       float s[kGroups][4];
 #pragma unroll
       for (int group = 0; group < kGroups; ++group)

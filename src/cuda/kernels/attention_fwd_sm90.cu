@@ -7,7 +7,7 @@
 // tiles of tile_k from last to first.
 //
 // Roles      warpgroups 0 .. consumers - 1 own 64 rows each; one thread of the last warpgroup issues all loads.
-// Memory     Q [consumer][D / 64][64 rows][128 B] | K [stage][D / 64][tile_k][128 B] | V like K | O like Q, or in Q's place |
+// Memory     Q [consumer][D / 64][64 rows][128 B] | K [stage][D / 64][tile_k][128 B] | V like K | O like Q up to D 128 |
 //            barriers. In a row of 128 bytes, 16-byte unit u of row r lies at u ^ (r % 8).
 // Barriers   full (the loading thread's arrival and the bytes) and empty (an arrival of each consumer warp) for every stage,
 //            and for every consumer's Q.
@@ -131,6 +131,7 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
     if (any)
       for (i32 n = range.end - 2; n >= range.begin - 1; --n) stage(n);
   }
+  launch_dependents();  // all loads are on their way: the launch behind this one may take the places that become free
   for (int consumer = 0; consumer < kV.consumers; ++consumer) {
     mbarrier_wait(barriers.q_empty(consumer), q_parity);
     store_shared(kV.lengths ? barriers.sequence_work(consumer, q_parity) : barriers.q_tile(consumer), kNoMore);
@@ -404,10 +405,10 @@ struct Consumer {
 #pragma unroll 1
         for (; n >= own.begin; --n) step<true>(visible, first, n, true);
       }
-      if (!L::kOutOverQ) release(barriers.q_empty(group));
+      release(barriers.q_empty(group));
       last_step();
       if constexpr (kV.rings == 1) --n;
-    } else if (!L::kOutOverQ) {
+    } else {
       release(barriers.q_empty(group));
     }
     // With one ring a tile of rows has a stage more, which holds the last V.
@@ -462,10 +463,10 @@ struct Consumer {
         for (i32 i = left; i > 0; --i) step<false>(visible, first, 0, false);
         n = kept(kFreeBegin) - 1;
       }
-      if (!L::kOutOverQ) release(barriers.q_empty(group));
+      release(barriers.q_empty(group));
       last_step();
       if constexpr (kV.rings == 1) --n;
-    } else if (!L::kOutOverQ) {
+    } else {
       release(barriers.q_empty(group));
     }
     for (const i32 end = kept(kStop); n >= end; --n) pass_tile();
@@ -501,13 +502,9 @@ __device__ __forceinline__ void consume(const AttentionFwdSm90Params& a, u32 sha
     } else {
       consumer.run(work);
     }
-    finish<kV>(a, work, consumer.acc_o, consumer.state, shared + L::kO + group * L::kStepO, group);
-    if (L::kOutOverQ) {
-      bar_sync(1 + group, 128);
-      consumer.release(barriers.q_empty(group));
-    }
+    finish<kV>(a, work, consumer.acc_o, consumer.state, shared + L::kO + group * L::kBytesO, group);
   }
-  if (threadIdx.x % 128 == 0) tma_store_wait();
+  if (L::kOutStaged && threadIdx.x % 128 == 0) tma_store_wait();
 }
 
 template <AttentionFwdSm90Variant kV>
@@ -515,7 +512,6 @@ __global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
     attention_fwd_sm90(const __grid_constant__ AttentionFwdSm90Params a) {
   using L = Layout<kV>;
   extern __shared__ __align__(1024) unsigned char smem[];
-  wait_for_primary();
   const u32 shared = smem_address(smem);
   const Barriers<kV> barriers{shared + L::kBarriers};
   if (threadIdx.x == 0) {
@@ -530,6 +526,7 @@ __global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
     }
     fence_mbarrier_init();
   }
+  wait_for_primary();
   if (threadIdx.x == 32 && a.next_tile != nullptr) mark_counter(a);
   __syncthreads();
   const int group = uniform(threadIdx.x / 128);

@@ -10,6 +10,11 @@
 
 namespace heed::cuda {
 
+__device__ __forceinline__ unsigned short* out_row(const AttentionFwdParams& p, const Work& work, i32 query) {
+  return static_cast<unsigned short*>(p.out) + work.b * p.out_stride.b + work.head * p.out_stride.h +
+         (static_cast<i64>(work.q_begin) + query) * p.out_stride.s;
+}
+
 // Rows of this warp whose O came out as NaN, computed again without hidden keys, to where O waits to be stored.
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const Work& work, i32 warp_row, u32 rows,
@@ -32,7 +37,10 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
     if (warp_row + r >= (kV.lengths ? work.q_len : p.seqlen_q)) return;
     redo_row<kScalar>(p, w, warp_row + r, work.head, lane, [&](int column, float y) {
       const unsigned short bits = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
-      store_shared_16(staged(out, Layout<kV>::kChunkQ, row, column), bits);
+      if constexpr (Layout<kV>::kOutStaged)
+        store_shared_16(staged(out, Layout<kV>::kChunkQ, row, column), bits);
+      else
+        out_row(p, work, warp_row + r)[column] = bits;
     });
   }
 }
@@ -42,13 +50,48 @@ template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void store_rows(const AttentionFwdParams& p, const Work& work, i32 warp_row, u32 out,
                                            int lane) {
   __syncwarp();
-  const i64 at = work.b * p.out_stride.b + work.head * p.out_stride.h + work.q_begin * p.out_stride.s;
 #pragma unroll 1
   for (int r = 0; r < 16; ++r) {
     const i32 query = warp_row + r;
     if (query < work.written_begin || query >= work.written_end || lane * 8 >= p.head_dim_v) continue;
     const uint4 x = load_shared_16(staged(out, Layout<kV>::kChunkQ, warp_row % 64 + r, lane * 8));
-    *reinterpret_cast<uint4*>(static_cast<unsigned short*>(p.out) + at + query * p.out_stride.s + lane * 8) = x;
+    *reinterpret_cast<uint4*>(out_row(p, work, query) + lane * 8) = x;
+  }
+}
+
+// O straight from registers. The four lanes that share a row have two columns of every eight each: they trade words, a
+// 4 x 4 transpose in two exchanges, so that each has all of every fourth eight, 16 bytes.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void store_registers(const AttentionFwdParams& p, const Work& work,
+                                                const float (&acc_o)[Layout<kV>::kOut], i32 warp_row, int lane) {
+  static_assert(kV.head_dim_v % 32 == 0);
+  const bool odd = lane & 1, upper = lane & 2;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const i32 query = warp_row + lane / 4 + r * 8;
+    const bool writes =
+        kV.lengths ? query >= work.written_begin && query < work.written_end : query < p.seqlen_q;
+    unsigned short* const to = out_row(p, work, query);
+#pragma unroll
+    for (int n = 0; n < kV.head_dim_v / 8; n += 4) {
+      u32 word[4];  // of eights n .. n + 3
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        word[e] = cvt_pair<kV.is_bf16>(acc_o[(n + e) * 4 + r * 2], acc_o[(n + e) * 4 + r * 2 + 1]);
+#pragma unroll
+      for (int e = 0; e < 4; e += 2) {
+        const u32 got = __shfl_xor_sync(0xffffffffu, odd ? word[e] : word[e + 1], 1);
+        word[e] = odd ? got : word[e], word[e + 1] = odd ? word[e + 1] : got;
+      }
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const u32 got = __shfl_xor_sync(0xffffffffu, upper ? word[e] : word[e + 2], 2);
+        word[e] = upper ? got : word[e], word[e + 2] = upper ? word[e + 2] : got;
+      }
+      const int column = (n + lane % 4) * 8;
+      if (writes && column < p.head_dim_v)
+        *reinterpret_cast<uint4*>(to + column) = make_uint4(word[0], word[1], word[2], word[3]);
+    }
   }
 }
 
@@ -99,8 +142,16 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
         if (warp_row + lane / 4 + i / 2 % 2 * 8 >= work.q_len) acc_o[i] = 0.0f;
     }
   }
-  if (!L::kOutOverQ && thread == 0) tma_store_wait_read();  // the last tile's store has left the place
-  bar_sync(1 + group, 128);                                 // and, where that is Q's, every warp is done with Q
+  if constexpr (!L::kOutStaged) {
+    store_registers<kV>(p, work, acc_o, warp_row, lane);
+    if (kV.mask != kMaskNone && redo != 0) {
+      __syncwarp();
+      redo_rows<kV>(a, work, warp_row, redo, out, lane);
+    }
+    return;
+  }
+  if (thread == 0) tma_store_wait_read();  // the last tile's store has left the place
+  bar_sync(1 + group, 128);
 #pragma unroll
   for (int c = 0; c < kV.head_dim_v / 16; ++c)
     stmatrix_x4(staged(out, L::kChunkQ, warp * 16 + lane % 16, c * 16 + lane / 16 * 8),
@@ -125,7 +176,6 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
     for (int c = 0; c < L::kChunksV; ++c)
       tma_store(a.out_map, out + c * L::kChunkQ, c * 64, work.q_begin + first, work.head, sequence_of_q<kV>(a, work));
     tma_store_commit();
-    if (L::kOutOverQ) tma_store_wait_read();
   }
 }
 

@@ -28,12 +28,9 @@ struct Layout {
   static constexpr u32 kChunkQ = 64 * 128, kChunkK = kV.tile_k * 128;
   static constexpr u32 kBytesQ = kChunks * kChunkQ, kBytesO = kChunksV * kChunkQ;  // of a consumer
   static constexpr u32 kBytesK = kChunks * kChunkK, kBytesV = kChunksV * kChunkK;  // of a stage
-  static constexpr bool kOutOverQ = kV.head_dim > 128;
-  static constexpr u32 kK = kV.consumers * kBytesQ, kVAt = kK + kV.stages * kBytesK,
-                       kAfter = kVAt + kV.stages * kBytesV;
-  static constexpr u32 kO = kOutOverQ ? 0 : kAfter,
-                       kStepO = kOutOverQ ? kBytesQ : kBytesO;  // from one consumer to the next
-  static constexpr u32 kBarriers = kAfter + (kOutOverQ ? 0 : kV.consumers * kBytesO);
+  static constexpr bool kOutStaged = kV.head_dim <= 128;  // else O leaves straight from registers: memory is short
+  static constexpr u32 kK = kV.consumers * kBytesQ, kVAt = kK + kV.stages * kBytesK, kO = kVAt + kV.stages * kBytesV,
+                       kBarriers = kO + (kOutStaged ? kV.consumers * kBytesO : 0);
 
   static constexpr int kThreads = 128 * (kV.consumers + 1), kTileQ = 64 * kV.consumers;
   static constexpr int kTileWords = kV.lengths ? kSequenceWords : 1;  // that say which rows a consumer's Q holds
@@ -41,14 +38,13 @@ struct Layout {
                        kKeySteps = kV.tile_k / 16;  // registers; steps
   // What the block starts with, a thread, and what becomes of it.
   static constexpr int kShare = 65536 / (kThreads * kV.blocks) / 8 * 8, kRegisters = kShare < 248 ? kShare : 248;
-  static constexpr int kOfConsumer = kV.consumers == 1   ? 232
+  static constexpr int kOfConsumer = kV.consumers == 1   ? (kV.blocks == 3 ? 128 : 232)
                                      : kV.consumers == 2 ? (kV.head_dim > 128 ? 240 : 232)
                                      : kV.consumers == 3 ? 160
                                                          : 112;
   static constexpr int kOfProducer = kV.consumers == 2 && kV.head_dim <= 128 ? 40 : kV.consumers == 3 ? 32 : 24;
   static_assert(kOfProducer + kV.consumers * kOfConsumer <= (kV.consumers + 1) * kRegisters,
                 "setmaxnreg would wait for ever");
-  static_assert(!kOutOverQ || kBytesO <= kBytesQ);
 };
 
 template <AttentionFwdSm90Variant kV>
