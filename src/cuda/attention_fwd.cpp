@@ -380,6 +380,19 @@ double roofline_us(const AttentionProblem& p, const DeviceFacts& facts, const Ra
   return 2.0 + std::max(flops(p) / (rates.flops_per_us_sm * sms), bytes(p) / (rates.bytes_per_us_sm * sms));
 }
 
+double waste_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {
+  constexpr double kFull = 4;  // blocks a multiprocessor from which on the last ones do not count
+  const double rows = static_cast<double>(usual_queries(p) * c.rows_per_query);
+  const double padded = std::max(1.0, std::ceil(rows / c.tile_q)) * c.tile_q / std::max(1.0, rows);
+  const double of_each = static_cast<double>(c.blocks) / std::max(1, facts.multiprocessors);
+  if (of_each <= 0) return padded;
+  const double idle = of_each < kFull ? std::ceil(of_each) / of_each : 1.0;
+  const double all = 2.0 * static_cast<double>(total_rows(p) * p.nheads_q) * static_cast<double>(usual_keys(p)) *
+                     static_cast<double>(p.head_dim + p.head_dim_v);
+  const double longest = p.causal() ? all / std::max(1.0, flops(p)) / c.max_splits / of_each : 0.0;
+  return padded * std::max(idle, longest);
+}
+
 Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts& facts,
                              const Configurations& configurations, Plan<AttentionProblem>& plan) {
   const ContextScope scope(facts.index);

@@ -76,6 +76,10 @@ struct Rates {
 };
 double roofline_us(const AttentionProblem& problem, const DeviceFacts& facts, const Rates& rates);
 
+// How much longer than flops() says a kernel multiplies: rows of a tile that no query owns, multiprocessors without a block,
+// and rows that see more keys than others and end last.
+double waste_of(const AttentionProblem& problem, const Configuration& configuration, const DeviceFacts& facts);
+
 // Steps: check_sequences where device data decides what is read, the attention kernel, combine where keys are split.
 Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts& facts,
                              const Configurations& configurations, Plan<AttentionProblem>& plan);

@@ -35,7 +35,8 @@ Configurations configure_attention_fwd_portable(const AttentionProblem& p, const
   c.kernel = format("attention_fwd_portable {} q{} k{} d{}{}", dtype_name(p.dtype), tile.tile_q, tile.tile_k, tile.dim,
                     c.split ? " split" : "");
   c.variant = attention_fwd_portable_variant(p.dtype, tile, c.split);
-  c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
+  const Rates rates = {kRates.flops_per_us_sm / waste_of(p, c, facts), kRates.bytes_per_us_sm};
+  c.cost_us = roofline_us(p, facts, rates) + (c.split ? 2.0 : 0.0);
   return {c};
 }
 

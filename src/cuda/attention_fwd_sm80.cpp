@@ -68,20 +68,13 @@ bool split_pays(const AttentionProblem& p, const Configuration& whole, int64_t s
 }
 
 double cost_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {
-  // Rows of a tile that no query owns cost as much as others.
-  const double rows = static_cast<double>(usual_queries(p) * c.rows_per_query);
-  const double padded = std::max(1.0, std::ceil(rows / c.tile_q)) * c.tile_q / std::max(1.0, rows);
-  // A device that is not full takes as long as its fullest multiprocessor.
-  const double of_each = static_cast<double>(c.blocks) / std::max(1, facts.multiprocessors);
-  double idle = of_each > 0 && of_each < 4 ? std::ceil(of_each) / of_each : 1.0;
-  if (p.causal() && of_each > 0) {  // and the longest rows see all keys
-    const double all =
-        2.0 * static_cast<double>(total_rows(p) * p.nheads_q * usual_keys(p) * (p.head_dim + p.head_dim_v));
-    idle = std::max(idle, all / std::max(1.0, flops(p)) / of_each);
-  }
-  const Rates rates = {kRates.flops_per_us_sm / std::max(1.0, padded * idle), kRates.bytes_per_us_sm};
-  constexpr double kFirstLoads = 1.5;  // 16 heads of 128, D 64: 6.2 us in all
-  return kFirstLoads + roofline_us(p, facts, rates) + (c.split ? 2.0 : 0.0);
+  // Of a call's first loads, and of partials with the merge behind them: 16 heads of 128 keys, D 64, 6.2 us; 32 heads of 49
+  // queries and 1024 keys, split, 22.6 us. What gathers or adds terms is half as fast.
+  constexpr double kFirstLoads = 1.5, kSplit = 10.0, kSlow = 2.0;
+  const AttentionFwdFeatures features = features_of(p);
+  const double slow = c.split || features.gather || features.modified ? kSlow : 1.0;
+  const Rates rates = {kRates.flops_per_us_sm / (slow * waste_of(p, c, facts)), kRates.bytes_per_us_sm};
+  return kFirstLoads + roofline_us(p, facts, rates) + (c.split ? kSplit : 0.0);
 }
 
 }  // namespace

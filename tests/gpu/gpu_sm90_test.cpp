@@ -67,14 +67,14 @@ TEST_F(GpuHopper, MoreTilesThanBlocks) {
 // More tiles than blocks again, of sequences whose lengths the device alone knows.
 TEST_F(GpuHopper, Lengths) {
   const std::string packed =
-      "attention b=24 hq=8 hkv=2 layout_q=thd layout_kv=thd lq=uniform:0..900 lk=uniform:0..900 ";
+      "attention b=24 hq=8 hkv=2 sq=900 sk=900 layout_q=thd layout_kv=thd lq=uniform:0..900 lk=uniform:0..900 ";
   for (const char* rest :
        {"d=64 bf16 causal lse", "d=128 f16 causal window=200,0 lse seed=2", "d=256 bf16 sinks seed=3",
         "d=96 f16 chunk=200 causal lse seed=4", "d=192 dv=128 bf16 causal seed=5"})
     expect_right(packed + rest);
   expect_right(
       "attention b=9 hq=8 sq=700 sk=900 d=128 bf16 used_q used_k lq=uniform:0..700 lk=uniform:0..900 causal lse");
-  expect_right("attention b=70 hq=8 layout_q=thd layout_kv=thd lq=uniform:0..40 lk=uniform:0..90 d=64 bf16 causal lse");
+  expect_right("attention b=70 hq=8 sq=40 sk=90 layout_q=thd layout_kv=thd lq=uniform:0..40 lk=uniform:0..90 d=64 bf16 causal lse");
 }
 
 // Many plans at once, each with a counter of its own.
