@@ -14,9 +14,12 @@ namespace {
 constexpr i32 kFarthest = 1 << 30,
               kMostRows = kFarthest - 1024;  // row + shift stays within 31 bits, in the last tile too
 
-// Lengths, or the places of keys, that the host does not know; chunks are done where those are.
+bool has_terms(const AttentionProblem& p) { return p.softcap || p.bias() || p.alibi || p.mask || p.dropout; }
+
+// Lengths, or the places of keys, that the host does not know; chunks and terms of the score are done where those are.
 bool has_lengths(const AttentionProblem& p) {
-  return p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0 || p.chunk > 0;
+  return has_terms(p) || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0 ||
+         p.chunk > 0;
 }
 bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0 || has_lengths(p); }
 
@@ -135,8 +138,10 @@ Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90
   Configuration c;
   const bool lengths = has_lengths(p);
   c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
-                    lengths ? " lengths" : "");
-  c.variant = attention_fwd_sm90_variant({p.dtype == Dtype::kBf16, p.window_left >= 0, lengths}, tile);
+                    has_terms(p) ? " terms"
+                    : lengths    ? " lengths"
+                                 : "");
+  c.variant = attention_fwd_sm90_variant({p.dtype == Dtype::kBf16, p.window_left >= 0, lengths, has_terms(p)}, tile);
   c.tile_q = tile_q(tile);
   c.tile_k = tile.tile_k;
   c.maps_tensors = true;
@@ -170,9 +175,6 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
                p.head_dim, p.head_dim_v));
   }
   if (p.paged()) return decline(format("takes no pages; {}", kNearest));
-  if (p.softcap || p.bias() || p.alibi || p.mask || p.dropout) {
-    return decline(format("takes no softcap, bias, ALiBi, mask tensor or dropout; {}", kNearest));
-  }
   if (p.out_dtype != p.dtype) return decline(format("writes out in the inputs' dtype only; {}", kNearest));
   if (p.batch_invariant || p.splits > 1)
     return decline(format("neither splits keys nor batch_invariant; {}", kNearest));
@@ -196,7 +198,7 @@ Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const Dev
   const AttentionFwdSm90Tile* dims = nullptr;
   Configuration best;
   for (const AttentionFwdSm90Tile& tile : kAttentionFwdSm90Tiles) {
-    if (!serves(tile, p.head_dim, p.head_dim_v, has_ranges(p))) continue;
+    if (!serves(tile, p.head_dim, p.head_dim_v, has_ranges(p), has_terms(p))) continue;
     if (dims == nullptr) dims = &tile;
     if (tile.head_dim != dims->head_dim || tile.head_dim_v != dims->head_dim_v) continue;
     Configuration mine = configuration_of(p, tile, facts);
@@ -224,6 +226,12 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, void* counter, Att
   const int64_t offset = has_lengths(p) ? 0 : offset_of(p);
   params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * (p.packed_q() ? 1 : c.batch));
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));
+  // Two elements at once: the first key of a thread's two has an even index.
+  const auto in_pairs = [&p](Slot slot, int32_t element_bytes) {
+    return p.strides(slot)[3] == 1 && p.align[static_cast<size_t>(slot)] >= 2 * element_bytes;
+  };
+  params.bias_in_pairs = p.bias() && in_pairs(Slot::kBias, static_cast<int32_t>(dtype_bytes(p.bias_dtype)));
+  params.mask_in_pairs = p.mask && in_pairs(Slot::kMask, 1);
   params.lo_shift = c.window_left >= 0 ? shifted(offset, -c.window_left) : -kFarthest;
   params.hi_shift = c.window_right >= 0 ? shifted(offset + 1, c.window_right) : kFarthest;
   params.offset = static_cast<i32>(offset);

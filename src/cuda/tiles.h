@@ -112,6 +112,7 @@ struct AttentionFwdSm90Tile {
   int spill_bytes;
   double rate;  // TFLOP/s of a whole H200 that does nothing but whole key tiles: what the planner reckons with
   const char* why;
+  bool terms = false;  // softcap, bias, ALiBi, mask tensor, dropout, for which the tile leaves registers
 };
 
 // Several rows may serve the same head dims: the planner takes the one whose tiles suit the grid. Reasons: bf16, 16k tokens
@@ -136,6 +137,14 @@ inline constexpr AttentionFwdSm90Tile kAttentionFwdSm90Tiles[] = {
     {256, 256, false, 2, 64, 2, 2, 0, 0, 1, 0, 760,
      "1k keys: 619 against 607 of 80 keys in turn; 16k: 738 against 732"},
     {256, 256, true, 2, 64, 2, 2, 0, 0, 1, 0, 760, "1k keys: 477 against 460 of 80 keys; 16k: 692 against 683"},
+    // Rates of those with terms are guesses.
+    {64, 64, true, 3, 64, 4, 1, 0, 0, 1, 0, 330, "a fourth consumer would spill", true},
+    {64, 64, true, 1, 64, 3, 1, 0, 0, 2, 0, 280, "two blocks, for few rows", true},
+    {96, 96, true, 2, 96, 3, 1, 0, 0, 1, 0, 400, "a third consumer would spill", true},
+    {128, 128, true, 2, 80, 3, 1, 1, 0, 1, 0, 450, "96 keys would spill", true},
+    {128, 128, true, 1, 64, 2, 1, 1, 0, 2, 0, 380, "two blocks, for few rows", true},
+    {192, 128, true, 2, 64, 3, 1, 0, 0, 1, 0, 450, "80 keys compile for more than three seconds", true},
+    {256, 256, true, 2, 64, 2, 2, 0, 0, 1, 0, 480, "as without terms", true},
 };
 
 constexpr int tile_q(const AttentionFwdSm90Tile& t) { return 64 * t.consumers; }
@@ -148,8 +157,9 @@ constexpr int shared_bytes(const AttentionFwdSm90Tile& t, bool lengths = false) 
          8 * (4 * t.stages + 2 * t.consumers) + 4 * t.consumers * (lengths ? kSequenceWords : 1);
 }
 
-constexpr bool serves(const AttentionFwdSm90Tile& t, long long head_dim, long long head_dim_v, bool ranges) {
-  return head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && t.ranges == ranges;
+constexpr bool serves(const AttentionFwdSm90Tile& t, long long head_dim, long long head_dim_v, bool ranges,
+                      bool terms) {
+  return head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && t.ranges == ranges && t.terms == terms;
 }
 
 // ---- attention_decode_sm80 ------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "base/philox.h"
 #include "cuda_emulated.h"
 
 namespace heed::cuda {
@@ -36,6 +37,13 @@ struct Case {
   std::vector<int> leftpad = {}, cache_rows = {};
   std::vector<int> bad = {};  // sequences whose status is not 0
   int gap = 0, chunk = 0, min_rows = 0;
+  // Terms of the score. Bias and mask: [sequence, head, row, key], a broadcast dimension has stride 0.
+  float softcap = 0, dropout = 0;
+  int dropout_base = 0;  // index_base of keys
+  bool alibi = false, bias = false, bias_is_f32 = false, mask = false;
+  bool by_sequence = true, by_head = true, by_row = true;  // of bias and mask
+  int key_stride = 1;                                      // of bias and mask
+  float bias_times = 1.0f;
 };
 
 class Problem {
@@ -70,6 +78,7 @@ class Problem {
     out.assign(size_t(q_batch) * q_rows * c.nheads_q * c.head_dim_v, kUntouched);
     lse.assign(size_t(q_batch) * q_rows * c.nheads_q, std::nanf(""));
     for (int h = 0; h < c.nheads_q; ++h) sinks.push_back(normal_(random_));
+    make_terms();
     if (c.hidden_nan) poison();
   }
 
@@ -101,6 +110,15 @@ class Problem {
     p.cache_batch_idx = c_.cache_rows.empty() ? nullptr : c_.cache_rows.data();
     p.cache_rows = k_batch, p.chunk = c_.chunk, p.min_rows = c_.min_rows;
     p.sequence_status = c_.packed_q ? status.data() : nullptr;
+    p.softcap = c_.softcap;
+    p.alibi_slopes = c_.alibi ? slopes.data() : nullptr;
+    p.bias = !c_.bias ? nullptr : c_.bias_is_f32 ? static_cast<const void*>(bias.data()) : bias16.data();
+    p.bias_is_f32 = c_.bias_is_f32, p.bias_stride = p.mask_stride = term_stride;
+    p.mask = c_.mask ? mask.data() : nullptr;
+    a.bias_in_pairs = a.mask_in_pairs = c_.key_stride == 1 && term_stride.i % 2 == 0;
+    p.dropout_on = c_.dropout > 0, p.dropout_threshold = dropout_threshold(c_.dropout);
+    p.dropout_seed = kSeed, p.dropout_offset = kOffset, p.index_base[3] = c_.dropout_base;
+    if (c_.dropout > 0) p.dropout_scale = 1.0f / (1.0f - c_.dropout);
     const int offset = c_.offset == kBottomRight ? c_.seqlen_k - c_.seqlen_q : c_.offset;  // where there are no lengths
     a.offset = offset, a.chunk = c_.chunk;
     a.lo_shift = c_.left >= 0 ? offset - c_.left : -kFar;
@@ -134,8 +152,13 @@ class Problem {
   std::vector<uint16_t> q, k, v, out;
   std::vector<float> lse, sinks;
   std::vector<int> cu_q, cu_k, status;
+  std::vector<float> slopes, bias;
+  std::vector<uint16_t> bias16;
+  std::vector<unsigned char> mask;
+  Strides4 term_stride = {};
 
  private:
+  static constexpr uint64_t kSeed = 0x123456789abcdef0ull, kOffset = 0x0fedcba987654321ull;
   static constexpr uint16_t kUntouched = 0x7fff;  // NaN in either type
 
   bool sees(const Sequence& s, int i, int j) const {
@@ -143,6 +166,36 @@ class Problem {
     if ((c_.left >= 0 && j < at - c_.left) || (c_.right >= 0 && j > at + c_.right)) return false;
     const auto floor_of = [&](int x) { return x >= 0 ? x / c_.chunk : -((c_.chunk - 1 - x) / c_.chunk); };
     return c_.chunk == 0 || floor_of(at) == floor_of(j);
+  }
+
+  void make_terms() {
+    int rows = 1, keys = 1;
+    for (const Sequence& s : sequences) rows = std::max(rows, s.q_len), keys = std::max(keys, s.k_len);
+    const i64 of_row = c_.by_row ? i64{keys} * c_.key_stride : 0;
+    term_stride = {c_.by_sequence ? i64{c_.nheads_q} * rows * keys * c_.key_stride : 0,
+                   c_.by_head ? i64{rows} * keys * c_.key_stride : 0, of_row, c_.key_stride};
+    for (int h = 0; h < c_.nheads_q; ++h) slopes.push_back(0.3f / (1 + h));
+    // Exactly as large as it must be: a read behind the last key is one behind the end.
+    const size_t size =
+        size_t((c_.batch - 1) * term_stride.b + (c_.nheads_q - 1) * term_stride.h + (rows - 1) * of_row) +
+        size_t(keys - 1) * c_.key_stride + 1;
+    for (size_t i = 0; i < size && (c_.bias || c_.mask); ++i) {
+      const float x = normal_(random_) * c_.bias_times;
+      bias16.push_back(is_bf16_ ? to_bf16(x).bits : to_f16(x).bits);
+      bias.push_back(c_.bias_is_f32 ? x : number(bias16.back()));
+      mask.push_back(random_() % 3 != 0);
+    }
+  }
+  i64 term_at(int b, int h, int i, int j) const {
+    return b * term_stride.b + h * term_stride.h + i * term_stride.i + j * term_stride.j;
+  }
+  bool keeps(int b, int h, int i, int j) const {
+    const auto column = static_cast<uint64_t>(j + c_.dropout_base);
+    const auto words = philox4x32_10(
+        {static_cast<uint32_t>(column / 4), static_cast<uint32_t>(i), static_cast<uint32_t>(b * c_.nheads_q + h),
+         static_cast<uint32_t>(kOffset)},
+        {static_cast<uint32_t>(kSeed), static_cast<uint32_t>(kSeed >> 32) ^ static_cast<uint32_t>(kOffset >> 32)});
+    return words[column % 4] < dropout_threshold(c_.dropout);
   }
 
   // NaN in rows of V that nobody sees, in rows of K that lie in no sequence and in queries that do not count.
@@ -206,12 +259,15 @@ class Problem {
     std::vector<double> score(s.k_len, -std::numeric_limits<double>::infinity());
     double top = c_.sinks ? sinks[h] : -std::numeric_limits<double>::infinity(), sum = 0;
     for (int j = 0; j < s.k_len; ++j) {
-      if (!sees(s, i, j)) continue;
+      if (!sees(s, i, j) || (c_.mask && mask[term_at(b, h, i, j)] == 0)) continue;
       double dot = 0;
       for (int d = 0; d < c_.head_dim; ++d)
         dot += double{number(q[(q_at * c_.nheads_q + h) * c_.head_dim + d])} *
                number(k[((k_at + j) * c_.nheads_kv + h_kv) * c_.head_dim + d]);
       score[j] = dot * c_.scale;
+      if (c_.softcap > 0) score[j] = c_.softcap * std::tanh(score[j] / c_.softcap);
+      if (c_.bias) score[j] += bias[term_at(b, h, i, j)];
+      if (c_.alibi) score[j] -= slopes[h] * std::abs(i + s.offset - j);
       top = std::max(top, score[j]);
     }
     if (std::isinf(top)) return top;
@@ -219,8 +275,9 @@ class Problem {
       if (std::isinf(score[j])) continue;
       const double p = std::exp(score[j] - top);
       sum += p;
+      if (c_.dropout > 0 && !keeps(b, h, i, j)) continue;
       for (int d = 0; d < c_.head_dim_v; ++d)
-        o[d] += p * number(v[((k_at + j) * c_.nheads_kv + h_kv) * c_.head_dim_v + d]);
+        o[d] += p / (1.0 - c_.dropout) * number(v[((k_at + j) * c_.nheads_kv + h_kv) * c_.head_dim_v + d]);
     }
     if (c_.sinks) sum += std::exp(sinks[h] - top);
     for (double& x : o) x /= sum;

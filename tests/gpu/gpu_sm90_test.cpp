@@ -77,6 +77,18 @@ TEST_F(GpuHopper, Lengths) {
   expect_right("attention b=70 hq=8 sq=40 sk=90 layout_q=thd layout_kv=thd lq=uniform:0..40 lk=uniform:0..90 d=64 bf16 causal lse");
 }
 
+// Terms of the score, over more tiles than blocks; maxima that do not hold get their terms again.
+TEST_F(GpuHopper, Terms) {
+  for (const char* line :
+       {"b=9 hq=8 sq=700 d=128 bf16 softcap causal lse", "b=9 hq=8 sq=700 d=64 f16 bias=f16:hij alibi lse",
+        "b=9 hq=8 sq=701 d=64 bf16 bias=f32:bij lse", "b=5 hq=8 sq=600 d=256 bf16 mask=bij causal lse",
+        "b=5 hq=8 sq=600 d=96 f16 dropout p=0.3 window=300,20 lse",
+        "hq=8 sq=500 d=192 dv=128 bf16 softcap alibi mask=j",
+        "hq=2 sq=300 sk=900 d=128 bf16 softcap softcap_value=300 lse fill=normal*12",
+        "hq=2 sq=300 sk=900 d=64 f16 bias=f32:ij lse fill=normal*12"})
+    expect_right(std::string("attention ") + line);
+}
+
 // Many plans at once, each with a counter of its own.
 TEST_F(GpuHopper, CountersOfManyRuns) {
   testing::on_threads(32, [](size_t i, const Stream& stream) {

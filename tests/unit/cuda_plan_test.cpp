@@ -220,7 +220,8 @@ TEST(CudaPlan, HopperForward) {
         "b=3 hq=8 hkv=2 sq=700 d=192 dv=128 bf16 causal offset=top", "sq=1 d=256 f16 offset=-5 causal",
         "sq=700 d=64 bf16 used_k used_q", "b=3 sq=700 d=64 bf16 chunk=100", "b=3 d=128 bf16 layout_q=thd tq=70 sk=90",
         "b=3 d=128 bf16 layout_q=thd layout_kv=thd tq=70 tk=90 causal",
-        "b=3 sq=5 d=64 f16 used_k leftpad cache_batch=7"})
+        "b=3 sq=5 d=64 f16 used_k leftpad cache_batch=7", "sq=700 d=64 bf16 softcap alibi",
+        "sq=700 d=128 f16 bias=f32:ij mask=bhij dropout causal"})
     EXPECT_TRUE(verdict(line).accepted) << line << ": " << verdict(line).reason;
   const std::pair<const char*, const char*> declined[] = {
       {"sq=700 d=64", "not f32"},
@@ -228,7 +229,6 @@ TEST(CudaPlan, HopperForward) {
       {"sq=700 d=264 bf16", "up to 256"},
       {"sq=704 d=64 bf16 page=16 used_k", "pages"},
       {"b=2 d=64 bf16 layout_q=thd layout_kv=thd tq=0 tk=9", "empty"},
-      {"sq=700 d=64 bf16 softcap", "softcap"},
       {"sq=700 d=64 bf16 out=f32", "dtype"},
       {"sq=700 d=64 bf16 align.q=8", "16 bytes"},
       {"sq=700 d=64 bf16 batch_invariant", "batch_invariant"},
@@ -261,6 +261,7 @@ TEST(CudaPlan, HopperForward) {
   EXPECT_EQ(packed.blocks, packed.num_tiles_q * 16);
   EXPECT_TRUE(packed.counts_tiles);
   EXPECT_TRUE(packed.kernel.ends_with(" lengths"));
+  EXPECT_TRUE(planned("b=16 hq=16 sq=1024 d=128 bf16 softcap").kernel.ends_with(" terms"));
 }
 
 TEST(CudaPlan, TypicalDevices) {

@@ -19,7 +19,7 @@ namespace {
 
 using testing::Random;
 
-constexpr AttentionFwdSm90Variant variant_of(const AttentionFwdSm90Tile& t) {
+constexpr AttentionFwdSm90Variant variant_of(const AttentionFwdSm90Tile& t, bool lengths) {
   return {.head_dim = t.head_dim,
           .head_dim_v = t.head_dim_v,
           .consumers = t.consumers,
@@ -29,25 +29,33 @@ constexpr AttentionFwdSm90Variant variant_of(const AttentionFwdSm90Tile& t) {
           .q_in_registers = t.q_in_registers,
           .ping_pong = t.ping_pong,
           .blocks = t.blocks,
-          .mask = t.ranges ? kMaskRange : kMaskNone};
+          .mask = t.ranges ? kMaskRange : kMaskNone,
+          .lengths = lengths};
 }
 
-template <size_t kTile>
+template <size_t kTile, bool kLengths>
 void expect_host_and_device_agree() {
   constexpr AttentionFwdSm90Tile kRow = kAttentionFwdSm90Tiles[kTile];
-  using L = Layout<variant_of(kRow)>;
-  const Barriers<variant_of(kRow)> barriers{L::kBarriers};
-  EXPECT_EQ(static_cast<int>(barriers.q_tile(kRow.consumers)), shared_bytes(kRow)) << kTile;
+  constexpr AttentionFwdSm90Variant kVariant = variant_of(kRow, kLengths);
+  using L = Layout<kVariant>;
+  const Barriers<kVariant> barriers{L::kBarriers};
+  EXPECT_EQ(static_cast<int>(barriers.q_tile(kRow.consumers)), shared_bytes(kRow, kLengths)) << kTile;
   EXPECT_EQ(L::kTileQ, tile_q(kRow));
   EXPECT_EQ(L::kBarriers % 8, 0u);
   for (const u32 place : {L::kK, L::kVAt, L::kO, L::kBytesQ, L::kBytesK, L::kBytesV, L::kBytesO, L::kChunkK})
     EXPECT_EQ(place % 1024, 0u) << kTile;  // the swizzle's period
   EXPECT_EQ(L::kO + (L::kOutStaged ? kRow.consumers * L::kBytesO : 0), L::kBarriers) << kTile;
+  if (kLengths) {  // one behind the other: this turn and the one before, rows, what warps keep
+    EXPECT_EQ(barriers.sequence_work(0, 1) - barriers.sequence_work(0, 0), 4u * kSequenceWorkWords);
+    EXPECT_EQ(barriers.row_keys(0, 0), barriers.sequence_work(0, 1) + 4 * kSequenceWorkWords);
+    EXPECT_EQ(barriers.kept(0, 4), barriers.q_tile(1));
+  }
 }
 
 TEST(Sm90Work, SharedMemory) {
   [&]<size_t... kTiles>(std::index_sequence<kTiles...>) {
-    (expect_host_and_device_agree<kTiles>(), ...);
+    (expect_host_and_device_agree<kTiles, false>(), ...);
+    (expect_host_and_device_agree<kTiles, true>(), ...);
   }(std::make_index_sequence<std::size(kAttentionFwdSm90Tiles)>());
 }
 

@@ -22,11 +22,13 @@
 #include "mma_sm90.cuh"
 #include "output_sm90.cuh"
 #include "params.h"
+#include "products_sm90.cuh"
 #include "ptx.cuh"
 #include "rows.cuh"
 #include "score.cuh"
 #include "sequences_sm90.cuh"
 #include "softmax_sm90.cuh"
+#include "terms_sm90.cuh"
 #include "work_sm90.h"
 
 namespace heed::cuda {
@@ -139,81 +141,6 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
   }
 }
 
-// ---- products ---------------------------------------------------------------------------------------------------------
-
-// Q of a consumer: fragments in registers, or the low word of its descriptor.
-template <AttentionFwdSm90Variant kV>
-struct Queries {
-  u32 fragments[kV.q_in_registers ? kV.head_dim / 16 : 1][4];
-  u32 low;
-};
-
-template <AttentionFwdSm90Variant kV>
-__device__ __forceinline__ void multiply_qk(float (&acc_s)[Layout<kV>::kScores], const Queries<kV>& q, u32 k_low) {
-#pragma unroll
-  for (int j = 0; j < kV.head_dim / 16; ++j) {
-    const u64 b = descriptor(k_low + j / 4 * (Layout<kV>::kChunkK / 16) + j % 4 * 2);
-    if constexpr (kV.q_in_registers) {
-      if (j == 0)
-        wgmma_rs<kV.is_bf16, false, false>(acc_s, q.fragments[j], b);
-      else
-        wgmma_rs<kV.is_bf16, true, false>(acc_s, q.fragments[j], b);
-    } else {
-      const u64 x = descriptor(q.low + j / 4 * (Layout<kV>::kChunkQ / 16) + j % 4 * 2);
-      if (j == 0)
-        wgmma_ss<kV.is_bf16, false>(acc_s, x, b);
-      else
-        wgmma_ss<kV.is_bf16, true>(acc_s, x, b);
-    }
-  }
-  wgmma_commit();
-}
-
-template <AttentionFwdSm90Variant kV>
-__device__ __forceinline__ void multiply_pv(float (&acc_o)[Layout<kV>::kOut],
-                                            const u32 (&probability)[Layout<kV>::kKeySteps][4], u32 v_low) {
-#pragma unroll
-  for (int j = 0; j < Layout<kV>::kKeySteps; ++j)
-    wgmma_rs<kV.is_bf16, true, true>(acc_o, probability[j], descriptor(v_low + j * 128));
-  wgmma_commit();
-}
-
-// S of this warp's 16 rows once more, where the kept maximum did not hold.
-template <AttentionFwdSm90Variant kV>
-__device__ __forceinline__ void multiply_qk_again(float (&acc_s)[Layout<kV>::kScores], u32 q, u32 k) {
-  const int thread = thread_here();  // keeps these addresses out of the loop's registers
-  const int lane = thread % 32, warp = thread / 32 % 4;
-#pragma unroll
-  for (int i = 0; i < Layout<kV>::kScores; ++i) acc_s[i] = 0.0f;
-#pragma unroll 1
-  for (int kk = 0; kk < kV.head_dim / 16; ++kk) {
-    u32 a[4], b[4];
-    const int chunk = kk / 4, unit = kk % 4 * 2, row = warp * 16 + lane % 16, key = lane % 8 + lane / 16 * 8;
-    ldmatrix_x4(a, q + chunk * Layout<kV>::kChunkQ + row * 128 + (((unit + lane / 16) ^ (row % 8)) << 4));
-    const u32 k_lane = k + chunk * Layout<kV>::kChunkK + key * 128 + (((unit + lane / 8 % 2) ^ (key % 8)) << 4);
-#pragma unroll
-    for (int j = 0; j < Layout<kV>::kKeySteps; ++j) {
-      ldmatrix_x4(b, k_lane + j * 16 * 128);
-      mma_m16n8k16<kV.is_bf16>(reinterpret_cast<float(&)[4]>(acc_s[j * 8]), a, b[0], b[1]);
-      mma_m16n8k16<kV.is_bf16>(reinterpret_cast<float(&)[4]>(acc_s[j * 8 + 4]), a, b[2], b[3]);
-    }
-  }
-}
-
-// Rows of Q at and past `rows`, which are another sequence's or padding, become 0: what they hold changes no bit of the
-// sequence's own rows then, and takes no exact step.
-template <AttentionFwdSm90Variant kV>
-__device__ __forceinline__ void clear_rows_behind(u32 q, i32 rows, int group) {
-  if (rows <= 0 || rows >= 64) return;  // where there are none, no product is taken
-  const int thread = threadIdx.x % 128, lane = thread % 32;
-#pragma unroll 1
-  for (int row = rows + thread / 32; row < 64; row += 4)
-#pragma unroll
-    for (int c = 0; c < Layout<kV>::kChunks; ++c) store_shared(q + c * Layout<kV>::kChunkQ + row * 128 + lane * 4, 0);
-  fence_proxy_async();
-  bar_sync(1 + group, 128);
-}
-
 // ---- consumer ---------------------------------------------------------------------------------------------------------
 
 // The steps of one consumer. All members live in registers.
@@ -301,26 +228,36 @@ struct Consumer {
 
   // Scores of key tile n that rows first.. do not see.
   __device__ __forceinline__ void hide(const Visible<kV>& visible, i32 first, i32 n, bool before) {
+    if constexpr (kV.lengths) return hide_in_sequence(n, before, hidden_by(a.common.softmax_scale_log2));
     const float hidden = __int_as_float(a.common.softmax_scale_log2 < 0.0f ? 0x7f800000 : 0xff800000);
     const i32 row = first + warp * 16 + lane / 4, key = n * kV.tile_k + lane % 4 * 2;
-    const int thread = kV.lengths ? thread_here() : 0;
-    const u32 bounds = kV.lengths ? barriers.row_keys(thread / 128, thread % 128 / 32 * 16 + thread % 32 / 4) : 0;
-    const auto lo_of = [&](int r) { return kV.lengths ? load_bound(bounds + 8 * r) : visible.lo(row + r); };
-    const auto hi_of = [&](int r) { return kV.lengths ? load_bound(bounds + 8 * r + 4) : visible.hi(row + r); };
-    const i32 hi[2] = {hi_of(0) - key, hi_of(8) - key};
+    const i32 hi[2] = {visible.hi(row) - key, visible.hi(row + 8) - key};
     hide_from(acc_s, hi, hidden);
     if (kV.has_lower_end && before) {
-      const i32 lo[2] = {lo_of(0) - key, lo_of(8) - key};
+      const i32 lo[2] = {visible.lo(row) - key, visible.lo(row + 8) - key};
       hide_before(acc_s, lo, hidden);
     }
   }
-  // Ends of loops that are not needed in the loops wait in shared memory, with lengths: registers are short.
-  enum Kept { kOwnBegin, kFreeBegin, kStop };
+
+  // With lengths registers are short: each row's keys and the ends of loops wait in shared memory, and where that is is
+  // worked out where it is read.
+  __device__ __forceinline__ void hide_in_sequence(i32 n, bool before, float hidden) {
+    const int thread = thread_here();
+    const u32 bounds = barriers.row_keys(thread / 128, thread % 128 / 32 * 16 + thread % 32 / 4);
+    const auto bound = [bounds](u32 at) { return static_cast<i32>(load_shared(bounds + at)); };
+    const i32 key = n * kV.tile_k + thread % 4 * 2;
+    const i32 hi[2] = {bound(4) - key, bound(8 * 8 + 4) - key};
+    hide_from(acc_s, hi, hidden);
+    if (!before) return;
+    const i32 lo[2] = {bound(0) - key, bound(8 * 8) - key};
+    hide_before(acc_s, lo, hidden);
+  }
+  // From kFreeBegin to kFreeEnd no key tile needs a mask.
+  enum Kept { kOwnBegin, kFreeBegin, kFreeEnd, kStop };
   __device__ __forceinline__ i32 kept(Kept what) const {
-    const int thread = thread_here();  // keeps the address out of the loops' registers
+    const int thread = thread_here();
     return uniform(static_cast<i32>(load_shared(barriers.kept(thread / 128, thread / 32 % 4) + 4 * what)));
   }
-  __device__ __forceinline__ static i32 load_bound(u32 address) { return static_cast<i32>(load_shared(address)); }
 
   // P of the first tile.
   __device__ __forceinline__ void first_step(const Visible<kV>& visible, i32 first, i32 n, bool before) {
@@ -416,9 +353,8 @@ struct Consumer {
     for (; n >= stop; --n) pass_tile();
   }
 
-  // The same, where lengths come from the device. Registers are short: each row's keys and the ends of loops wait in shared
-  // memory, and both ends of a range share one masked loop, half the code.
-  __device__ __forceinline__ void run_sequence(const Work& work) {
+  // The same, where lengths come from the device. First, what the steps need: `all` and `own` as above, and what is kept.
+  __device__ __forceinline__ void look_at_rows(const Work& work, TileRange& all, TileRange& own) {
     const Visible<kV> visible = visible_of<kV>(a, work);
     const i32 last_row = work.q_len - 1, tile_last = min(work.row0 + L::kTileQ - 1, last_row);
     const i32 first = work.row0 + group * 64, last = min(first + 63, last_row);
@@ -430,38 +366,107 @@ struct Consumer {
                                  : last;
     const i32 row_lo = visible.lo(row), row_hi = visible.hi(row);
     const auto at = [](i32 x, int lane) { return uniform(__shfl_sync(0xffffffffu, x, lane)); };
-    const TileRange all = tiles_between<kV>(at(row_lo, 16), at(row_hi, 17), tile_last >= work.row0);
-    TileRange own = tiles_between<kV>(at(row_lo, 18), at(row_hi, 19), last >= first);
+    all = tiles_between<kV>(at(row_lo, 16), at(row_hi, 17), tile_last >= work.row0);
+    own = tiles_between<kV>(at(row_lo, 18), at(row_hi, 19), last >= first);
     if (own.end <= own.begin) own.begin = own.end = all.begin;
-    const i32 unmasked_end = at(row_hi, 18) / kV.tile_k, unmasked_begin = (at(row_lo, 19) + kV.tile_k - 1) / kV.tile_k;
+    const i32 free_end = at(row_hi, 18) / kV.tile_k, free_begin = (at(row_lo, 19) + kV.tile_k - 1) / kV.tile_k;
     __syncwarp();  // every lane has read what there was of the turn before
     if (lane < 16) {
       const u32 bounds = barriers.row_keys(group, warp * 16 + lane);
       store_shared(bounds, row_lo), store_shared(bounds + 4, row_hi);
     }
     if (lane < kKeptWords)
-      store_shared(barriers.kept(group, warp) + 4 * lane, lane == kOwnBegin        ? own.begin
-                                                          : lane == kFreeBegin ? max(unmasked_begin, own.begin)
-                                                          : kV.rings == 1 && all.end > all.begin
-                                                              ? all.begin - 1
-                                                              : all.begin);
+      store_shared(barriers.kept(group, warp) + 4 * lane,
+                   lane == kOwnBegin    ? own.begin
+                   : lane == kFreeBegin ? max(free_begin, own.begin)
+                   : lane == kFreeEnd   ? max(free_end, own.begin)
+                                        : all.begin - (kV.rings == 1 && all.end > all.begin ? 1 : 0));
     __syncwarp();
+  }
 
+  // Both ends of a range share one masked loop, half the code.
+  __device__ __forceinline__ void run_sequence(const Work& work) {
+    TileRange all, own;
+    look_at_rows(work, all, own);
+    const Visible<kV> visible = visible_of<kV>(a, work);
     i32 n = all.end - 1;
     for (; n >= own.end; --n) pass_tile();
     if (own.end > own.begin) {
-      first_step(visible, first, n, n < unmasked_begin);
+      first_step(visible, 0, n, n < kept(kFreeBegin));
       --n;
 #pragma unroll 1
-      for (i32 masked_begin = max(unmasked_end, own.begin);; masked_begin = kept(kOwnBegin)) {
+      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = kept(kOwnBegin)) {
 #pragma unroll 1
-        for (; n >= masked_begin; --n) step<true>(visible, first, n, n < kept(kFreeBegin));
+        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < kept(kFreeBegin));
         const i32 left = n + 1 - kept(kFreeBegin);
         if (n < kept(kOwnBegin)) break;
         if (left <= 0) continue;
 #pragma unroll 1
-        for (i32 i = left; i > 0; --i) step<false>(visible, first, 0, false);
+        for (i32 i = left; i > 0; --i) step<false>(visible, 0, 0, false);
         n = kept(kFreeBegin) - 1;
+      }
+      release(barriers.q_empty(group));
+      last_step();
+      if constexpr (kV.rings == 1) --n;
+    } else {
+      release(barriers.q_empty(group));
+    }
+    for (const i32 end = kept(kStop); n >= end; --n) pass_tile();
+  }
+
+  // With terms, which are long: one body for all steps. It begins where S has come, and ends with the products of the next.
+  __device__ __forceinline__ void run_terms(const Work& work, u32 work_at) {
+    TileRange all, own;
+    look_at_rows(work, all, own);
+    i32 n = all.end - 1;
+    for (; n >= own.end; --n) pass_tile();
+    if (own.end > own.begin) {
+      wait_k();
+      wgmma_fence();
+      start_qk();
+      wgmma_wait<0>();
+      pin(acc_s);
+      bool is_first = true;
+#pragma unroll 1
+      while (true) {
+        const bool masked = n >= kept(kFreeEnd) || n < kept(kFreeBegin);
+        bool exact = masked || is_first;
+#pragma unroll 1
+        while (true) {  // once, or again where the kept maximum did not hold
+          const float scale_log2 = add_terms<kV>(a, acc_s, work_at, n * kV.tile_k);
+          if (masked) hide_in_sequence(n, n < kept(kFreeBegin), hidden_by(scale_log2));
+          if (exact) {
+            softmax_exact(acc_s, state, scale_log2);
+            break;
+          }
+          if (softmax_kept(acc_s, state, scale_log2)) break;
+          multiply_qk_again<kV>(acc_s, q_at, k_at + k_ring.stage * L::kBytesK);
+          exact = true;
+        }
+        if (a.common.dropout_on) drop<kV>(a.common, acc_s, work_at, n * kV.tile_k);
+        if constexpr (kV.rings == 2) release_k();
+        wgmma_wait<0>();
+        pin(acc_o);
+        if (exact) rescale(acc_o, state.alpha);
+        round_p<kV>(probability, acc_s);
+        if constexpr (kV.rings == 1) {
+          release_k();
+        } else {
+          if (!is_first) release_v();
+        }
+        is_first = false;
+        if (--n < kept(kOwnBegin)) break;
+        wait_k();
+        pin(acc_o), pin(probability);
+        wgmma_fence();
+        start_qk();
+        if constexpr (kV.rings == 2) {
+          wait_v();
+          wgmma_fence();
+        }
+        start_pv();
+        wgmma_wait<1>();
+        pin(acc_s);
       }
       release(barriers.q_empty(group));
       last_step();
@@ -497,7 +502,10 @@ __device__ __forceinline__ void consume(const AttentionFwdSm90Params& a, u32 sha
     }
     consumer.load_q();
     if constexpr (kV.lengths) {
-      consumer.run_sequence(work);
+      if constexpr (kV.terms)
+        consumer.run_terms(work, barriers.sequence_work(group, q_parity));
+      else
+        consumer.run_sequence(work);
       work = load_work(barriers.sequence_work(group, q_parity));
     } else {
       consumer.run(work);

@@ -127,6 +127,7 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
       sum = sum * of_keys + ex2(sink - reference);
       top = both;
     }
+    if constexpr (kV.terms) of_keys *= p.dropout_scale;
     factor[r] = sum == 0.0f ? 0.0f : __fdividef(of_keys, sum);
     const i32 row = kV.lengths ? work.q_begin + query : query;
     if (lane % 4 == 0 && (kV.lengths ? query >= work.written_begin && query < work.written_end : query < p.seqlen_q) &&

@@ -61,6 +61,7 @@ struct AttentionFwdSm90Variant {
   int mask = kMaskNone;
   int has_lower_end = 0;  // rows do not see the first keys either
   int lengths = 0;        // sequences' lengths and places come from the device; chunk
+  int terms = 0;          // softcap, bias, ALiBi, mask tensor, dropout; with lengths
 };
 
 struct AttentionFwdParams {
@@ -142,7 +143,7 @@ struct alignas(64) TensorMap {
 constexpr int kTileBits = 24;
 // Where lengths come from the device, words of shared memory for every consumer: what it is told of its rows, of this turn
 // and the one before, the keys that each of its rows sees, and what each of its warps keeps for after a loop.
-constexpr int kSequenceWorkWords = 11, kRowWords = 2 * 64, kKeptWords = 3,
+constexpr int kSequenceWorkWords = 11, kRowWords = 2 * 64, kKeptWords = 4,
               kSequenceWords = 2 * kSequenceWorkWords + kRowWords + 4 * kKeptWords;
 
 struct AttentionFwdSm90Params {
@@ -159,7 +160,8 @@ struct AttentionFwdSm90Params {
   i32 lo_shift, hi_shift;
   i32 offset;  // position of row i: i + offset
   // Lengths: what they are for every sequence is worked out on the device.
-  i32 chunk;  // 0: off; at most 2^30
+  i32 chunk;                         // 0: off; at most 2^30
+  i32 bias_in_pairs, mask_in_pairs;  // keys lie side by side, two of them on an address of their size
 };
 
 struct KvAppendParams {
