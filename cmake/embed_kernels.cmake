@@ -1,4 +1,4 @@
-# The GPU kernels' sources as byte arrays inside the library: heed hands them to NVRTC in memory and needs no file at
+# The GPU kernels' sources as strings inside the library: heed hands them to NVRTC in memory and needs no file at
 # run time. Included by CMakeLists.txt it defines heed_embed_kernels(OUTPUT FILES...); run as a script it writes the
 # C++ file (cmake -DOUTPUT=... -DFILES=... -P).
 if(CMAKE_SCRIPT_MODE_FILE)
@@ -7,11 +7,9 @@ if(CMAKE_SCRIPT_MODE_FILE)
   set(index 0)
   foreach(file IN LISTS FILES)
     get_filename_component(name "${file}" NAME)
-    file(READ "${file}" hex HEX)
-    string(REGEX REPLACE "(................................)" "\\1\n    " hex "${hex}")
-    string(REGEX REPLACE "([0-9a-f][0-9a-f])" "0x\\1," bytes "${hex}")
-    string(APPEND arrays "constexpr unsigned char kText${index}[] = {  // ${name}\n    ${bytes}0x00};\n")
-    string(APPEND rows "    {\"${name}\", reinterpret_cast<const char*>(kText${index})},\n")
+    file(READ "${file}" text)
+    string(APPEND arrays "constexpr char kText${index}[] = R\"kernel(${text})kernel\";\n")
+    string(APPEND rows "    {\"${name}\", kText${index}},\n")
     math(EXPR index "${index} + 1")
   endforeach()
   file(WRITE "${OUTPUT}" "// Written by cmake/embed_kernels.cmake.

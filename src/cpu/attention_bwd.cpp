@@ -15,10 +15,6 @@
 #include "base/threads.h"
 #include "plan/impl.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace heed::cpu {
 
 namespace {
@@ -434,7 +430,7 @@ void await_turn(int32_t* turn, int32_t mine) {
   for (int32_t spins = 0; counter.load(std::memory_order_acquire) != mine; ++spins) {
     if (spins < 2000) {
 #if defined(__x86_64__)
-      _mm_pause();
+      __builtin_ia32_pause();
 #endif
     } else {
       std::this_thread::yield();

@@ -114,9 +114,9 @@ inline BackwardBuffers buffers_in(const BackwardRun& run, float* scratch) {
           reinterpret_cast<uint8_t*>(scratch + at.shown)};
 }
 
-// K and V of a block of keys. True if all of it is finite.
-inline bool load_keys(const BackwardRun& run, const Sequence& sequence, int64_t kv_head, int64_t first_key,
-                      int64_t num_keys, const BackwardBuffers& to) {
+// K and V of a block of keys. True if all of it is finite. What both tasks below call once a block is compiled once.
+HWY_NOINLINE bool load_keys(const BackwardRun& run, const Sequence& sequence, int64_t kv_head, int64_t first_key,
+                            int64_t num_keys, const BackwardBuffers& to) {
   const AttentionProblem& p = *run.problem;
   const BackwardShape& shape = run.shape;
   const KeyRows v = locate_keys(p, *run.args, sequence, Slot::kV, kv_head);
@@ -132,7 +132,7 @@ inline bool load_keys(const BackwardRun& run, const Sequence& sequence, int64_t 
 }
 
 // Q, dO, lse and delta of the tile's rows. True if all of it is finite, lse = -inf (an empty row) apart.
-inline bool load_queries(const BackwardRun& run, BackwardTile* tile, const BackwardBuffers& to) {
+HWY_NOINLINE bool load_queries(const BackwardRun& run, BackwardTile* tile, const BackwardBuffers& to) {
   const AttentionProblem& p = *run.problem;
   const Sequence& sequence = *tile->sequence;
   constexpr float kInf = std::numeric_limits<float>::infinity();

@@ -61,8 +61,8 @@ struct RowPrefetch {
 };
 
 // C[row][key] = sum_d A[row][d] * lanes[d][key], only where some row of six sees some key of a vector.
-inline void multiply_visible(const BackwardTile& tile, int64_t num_d, const float* a, int64_t a_stride,
-                             const float* panels, float* c, int64_t c_stride) {
+HWY_NOINLINE void multiply_visible(const BackwardTile& tile, int64_t num_d, const float* a, int64_t a_stride,
+                                   const float* panels, float* c, int64_t c_stride) {
   const int32_t num_vectors = vectors_for(tile.num_keys);
   for (int32_t first = 0; first < num_vectors; first += kTileVectors, panels += num_d * kPanelKeys) {
     const int32_t end = HWY_MIN(first + kTileVectors, num_vectors);
@@ -88,7 +88,7 @@ HWY_INLINE hn::Mask<F32Tag> lanes_in(hn::Vec<I32Tag> iota, int32_t first, int32_
 HWY_INLINE F32 probability(F32 x) { return exp2_score(hn::Sub(x, hn::Max(hn::Zero(F32Tag()), x))); }
 
 // Scores that are nothing but scale * q.k, all finite: P and dS in place of S and dP, 0 where a row does not see a key.
-inline void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, float* s, float* dp) {
+HWY_NOINLINE void finish_plain_rows(const BackwardRun& run, const BackwardTile& tile, float* s, float* dp) {
   const F32Tag f;
   const F32 log2e = hn::Set(f, kLog2e), scale = hn::Set(f, run.args->softmax_scale);
   const auto iota = hn::Iota(I32Tag(), 0);
@@ -163,7 +163,8 @@ inline void fill_keep(const ScoreTerms& terms, const BackwardTile& tile, int64_t
   }
 }
 
-inline void fill_row_buffers(const ScoreTerms& terms, const BackwardTile& tile, int32_t r, const KeyRowBuffers& rows) {
+HWY_NOINLINE void fill_row_buffers(const ScoreTerms& terms, const BackwardTile& tile, int32_t r,
+                                   const KeyRowBuffers& rows) {
   const int64_t i = tile.first_query + r, b = tile.sequence->batch;
   const int32_t lo = tile.lo[r], count = tile.hi[r] - lo;
   if (terms.bias != nullptr) {
@@ -191,8 +192,8 @@ struct RowSums {
 
 // One row with every term of the score. Writes P (dropped keys 0, the others scaled) over s, dS times the softcap's
 // slope over dp, dS before it into rows.ds; shown (may be null): per key 1 if it counts, 3 if dropout keeps it too.
-inline void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t r, const KeyRowBuffers& rows, float* s,
-                       float* dp, uint8_t* shown, RowSums* sums) {
+HWY_NOINLINE void finish_row(const BackwardRun& run, const BackwardTile& tile, int32_t r, const KeyRowBuffers& rows,
+                             float* s, float* dp, uint8_t* shown, RowSums* sums) {
   const F32Tag f;
   const ScoreTerms& terms = run.terms;
   const F32 zero = hn::Zero(f), one = hn::Set(f, 1.0f), hidden = hn::Set(f, -std::numeric_limits<float>::infinity());

@@ -18,6 +18,7 @@
 #endif
 
 #include <algorithm>
+#include <type_traits>
 
 #include "cpu/kernels/attention_fwd-inl.h"
 
@@ -25,6 +26,10 @@ HWY_BEFORE_NAMESPACE();
 namespace heed::cpu::HWY_NAMESPACE {
 
 constexpr int kScoreStride = kDecodeBlock + kRowPad;  // floats between rows of S
+// Query rows that share a read of K and V, and vectors of a row of O in registers. Plain C++ gains nothing from more.
+constexpr bool kPlain = HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR;
+constexpr int kMostRows = kPlain ? 1 : 4;
+constexpr int kMostVectors = kPlain ? 4 : 8;
 
 // Sums of the lanes of kLanes vectors: lane t of the result is the sum of x[t].
 HWY_INLINE F32 sum_each(F32* HWY_RESTRICT x) {
@@ -225,8 +230,9 @@ void decode_scores(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, con
 
 template <class T>
 void decode_scores_one_row(const HeadRows<T>& k, int64_t num_keys, int64_t head_dim, const float* q, float* s) {
-  if (head_dim == 4 * kLanes) return decode_scores_one<4>(k, num_keys, head_dim, q, s);
-  if (head_dim == 8 * kLanes) return decode_scores_one<8>(k, num_keys, head_dim, q, s);
+  constexpr int kFour = kPlain ? 0 : 4, kEight = kPlain ? 0 : 8;
+  if (head_dim == kFour * kLanes) return decode_scores_one<kFour>(k, num_keys, head_dim, q, s);
+  if (head_dim == kEight * kLanes) return decode_scores_one<kEight>(k, num_keys, head_dim, q, s);
   decode_scores_one<0>(k, num_keys, head_dim, q, s);
 }
 
@@ -256,9 +262,9 @@ HWY_INLINE void decode_values_tile(const HeadRows<T>& v, int64_t num_keys, int64
 template <int kGroup, class T>
 void decode_values(const HeadRows<T>& v, int64_t num_keys, int64_t head_dim_v, const float* p, const float* decay,
                    float* o, ptrdiff_t o_stride) {
-  constexpr int kWide = kGroup == 4 ? 4 : 8;
+  constexpr int kWide = kGroup == 4 ? 4 : kMostVectors;
   int64_t c = 0;
-  for (; c + kWide * kLanes <= head_dim_v; c += kWide * kLanes)
+  for (; kWide > 4 && c + kWide * kLanes <= head_dim_v; c += kWide * kLanes)
     decode_values_tile<kGroup, kWide>(v, num_keys, c, p, decay, o, o_stride);
   for (; c + 4 * kLanes <= head_dim_v; c += 4 * kLanes)
     decode_values_tile<kGroup, 4>(v, num_keys, c, p, decay, o, o_stride);
@@ -287,8 +293,11 @@ struct DecodeUnit {
   float *q, *s, *tmp, *k, *v;
   KeyRows k_rows, v_rows;
 
-  // Rows of K and V are read where they lie; else they are copied beside zeros, as f32.
-  bool in_place() const { return run.shape.head_dim % kLanes == 0 && run.shape.head_dim_v % kLanes == 0; }
+  // Rows of K and V are read where they lie; else they are copied beside zeros, as f32. Plain C++ widens them once so.
+  bool in_place() const {
+    return run.shape.head_dim % kLanes == 0 && run.shape.head_dim_v % kLanes == 0 &&
+           (!kPlain || run.problem->dtype == Dtype::kF32);
+  }
   int64_t width() const { return round_up(run.shape.head_dim, kRowPad); }
   int64_t width_v() const { return round_up(run.shape.head_dim_v, kRowPad); }
 };
@@ -365,6 +374,16 @@ inline float decode_softmax(float* s, int64_t num_keys, float* m, float* l) {
   return decay;
 }
 
+// Calls each(r, number of rows) for rows [r, end), in groups as large as registers allow.
+template <class Each>
+HWY_INLINE void for_row_groups(int64_t r, int64_t end, const Each& each) {
+  if constexpr (kMostRows >= 4)
+    for (; end - r >= 4; r += 4) each(r, std::integral_constant<int, 4>());
+  if constexpr (kMostRows >= 2)
+    for (; end - r >= 2; r += 2) each(r, std::integral_constant<int, 2>());
+  for (; r < end; ++r) each(r, std::integral_constant<int, 1>());
+}
+
 // One step of one kv head, whose query rows are [first_row, first_row + head_rows) of the unit.
 template <class T>
 void decode_step(DecodeUnit& unit, int64_t first_row, const HeadRows<T>& k, const HeadRows<T>& v, int64_t first_key,
@@ -374,19 +393,14 @@ void decode_step(DecodeUnit& unit, int64_t first_row, const HeadRows<T>& k, cons
                 dv_end = round_up(run.shape.head_dim_v, kLanes), batch = unit.task.work->where.batch;
   const int64_t end = first_row + unit.head_rows;
   float decay[kDecodeRows];
-  for (int64_t r = first_row; r < end;) {
+  for_row_groups(first_row, end, [&](int64_t r, auto rows) HWY_ATTR {
     float *s = unit.s + (r - first_row) * kScoreStride, *q = unit.q + r * d;
-    if (end - r >= 4) {
-      decode_scores<4>(k, num_keys, d_end, q, d, s);
-      r += 4;
-    } else if (end - r >= 2) {
-      decode_scores<2>(k, num_keys, d_end, q, d, s);
-      r += 2;
-    } else {
+    if constexpr (rows() == 1) {
       decode_scores_one_row(k, num_keys, d_end, q, s);
-      r += 1;
+    } else {
+      decode_scores<rows()>(k, num_keys, d_end, q, d, s);
     }
-  }
+  });
   const bool plain = run.terms.plain();
   for (int64_t r = first_row; r < end; ++r) {
     float* s = unit.s + (r - first_row) * kScoreStride;
@@ -398,21 +412,10 @@ void decode_step(DecodeUnit& unit, int64_t first_row, const HeadRows<T>& k, cons
     decay[r - first_row] = decode_softmax(s, num_keys, to.m + r, to.l + r);
     if (run.terms.dropout) drop_row_keys(run, row, batch, first_key, num_keys, s);
   }
-  for (int64_t r = first_row; r < end;) {
+  for_row_groups(first_row, end, [&](int64_t r, auto rows) HWY_ATTR {
     const int64_t at = r - first_row;
-    const float* p = unit.s + at * kScoreStride;
-    float* o = to.o + r * dv;
-    if (end - r >= 4) {
-      decode_values<4>(v, num_keys, dv_end, p, decay + at, o, dv);
-      r += 4;
-    } else if (end - r >= 2) {
-      decode_values<2>(v, num_keys, dv_end, p, decay + at, o, dv);
-      r += 2;
-    } else {
-      decode_values<1>(v, num_keys, dv_end, p, decay + at, o, dv);
-      r += 1;
-    }
-  }
+    decode_values<rows()>(v, num_keys, dv_end, unit.s + at * kScoreStride, decay + at, to.o + r * dv, dv);
+  });
 }
 
 // Steps over rows where they lie.
@@ -432,26 +435,37 @@ void decode_in_place(DecodeUnit& unit, int64_t first_key, int64_t key_end, const
   }
 }
 
-// Head dims that are no whole vectors: rows are copied beside zeros first. Such a unit has one kv head.
+// Rows copied first, head by head.
 inline void decode_copied(DecodeUnit& unit, int64_t first_key, int64_t key_end, const DecodePartial& to) {
   const ForwardRun& run = unit.run;
   const int64_t d = unit.width(), dv = unit.width_v();
+  const int64_t k_stride = run.problem->strides(Slot::kK)[1], v_stride = run.problem->strides(Slot::kV)[1];
   StepRows<float> k_rows, v_rows;
   for (int64_t at = first_key; at < key_end; at += kDecodeBlock) {
     const int64_t n = HWY_MIN(kDecodeBlock, key_end - at);
-    for (int64_t t = 0; t < n; ++t) {
-      float *k = unit.k + t * d, *v = unit.v + t * dv;
-      std::fill(k + run.shape.head_dim, k + d, 0.0f);
-      std::fill(v + run.shape.head_dim_v, v + dv, 0.0f);
-      widen_strided(run.args->k, run.problem->dtype, unit.k_rows.offset(at + t), 1, run.shape.head_dim, k);
-      widen_strided(run.args->v, run.problem->dtype, unit.v_rows.offset(at + t), 1, run.shape.head_dim_v, v);
-    }
     for (int64_t t = 0; t < 2 * kDecodeBlock; ++t) {
       k_rows.at[t] = unit.k + HWY_MIN(t, n - 1) * d;
       v_rows.at[t] = unit.v + HWY_MIN(t, n - 1) * dv;
     }
-    decode_step<float>(unit, 0, HeadRows<float>(k_rows, 0, 1, 0), HeadRows<float>(v_rows, 0, 1, 0), at, n, to);
+    for (int64_t head = 0; head < unit.task.num_heads; ++head) {
+      for (int64_t t = 0; t < n; ++t) {
+        float *k = unit.k + t * d, *v = unit.v + t * dv;
+        std::fill(k + run.shape.head_dim, k + d, 0.0f);
+        std::fill(v + run.shape.head_dim_v, v + dv, 0.0f);
+        widen_strided(run.args->k, run.problem->dtype, unit.k_rows.offset(at + t) + head * k_stride, 1,
+                      run.shape.head_dim, k);
+        widen_strided(run.args->v, run.problem->dtype, unit.v_rows.offset(at + t) + head * v_stride, 1,
+                      run.shape.head_dim_v, v);
+      }
+      decode_step<float>(unit, head * unit.head_rows, HeadRows<float>(k_rows, 0, 1, 0),
+                         HeadRows<float>(v_rows, 0, 1, 0), at, n, to);
+    }
   }
+}
+
+template <class T>
+void decode_in_place_if_ever(DecodeUnit& unit, int64_t first_key, int64_t key_end, const DecodePartial& to) {
+  if constexpr (!kPlain) decode_in_place<T>(unit, first_key, key_end, to);
 }
 
 inline void decode_chunk(DecodeUnit& unit, int64_t origin, int64_t key_lo, int64_t key_hi, const DecodePartial& to) {
@@ -461,8 +475,8 @@ inline void decode_chunk(DecodeUnit& unit, int64_t origin, int64_t key_lo, int64
   std::memset(to.o, 0, static_cast<size_t>(unit.num_rows * unit.width_v()) * sizeof(float));
   const int64_t first = origin + (key_lo - origin) / kDecodeBlock * kDecodeBlock;
   if (!unit.in_place()) return decode_copied(unit, first, key_hi, to);
-  if (run.problem->dtype == Dtype::kBf16) return decode_in_place<Bf16>(unit, first, key_hi, to);
-  if (run.problem->dtype == Dtype::kF16) return decode_in_place<F16>(unit, first, key_hi, to);
+  if (run.problem->dtype == Dtype::kBf16) return decode_in_place_if_ever<Bf16>(unit, first, key_hi, to);
+  if (run.problem->dtype == Dtype::kF16) return decode_in_place_if_ever<F16>(unit, first, key_hi, to);
   decode_in_place<float>(unit, first, key_hi, to);
 }
 

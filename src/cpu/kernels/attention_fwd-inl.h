@@ -192,6 +192,8 @@ HWY_INLINE void softmax_column(float* HWY_RESTRICT s, int32_t begin, int32_t end
 // ---- one unit
 // -----------------------------------------------------------------------------------------------------------
 
+constexpr bool kMayPair = HWY_TARGET == HWY_AVX3;  // products of bf16 come with AVX-512 only
+
 // Operands of products of bf16, and which blocks of lanes or keys must not use them (see Bf16Tiles).
 struct Bf16Blocks {
   const Bf16Tiles* tiles = nullptr;  // null: all products in f32
@@ -402,7 +404,7 @@ struct KeyBlock {
 inline void attend_key_block_f32(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys,
                                  const RowPartial& to) {
   const ForwardRun& run = unit.run;
-  if (unit.pairs.tiles != nullptr && (unit.pairs.f32_queries >> block & 1u) == 0) {
+  if (kMayPair && unit.pairs.tiles != nullptr && (unit.pairs.f32_queries >> block & 1u) == 0) {
     transpose_queries(unit, block);
     unit.pairs.f32_queries |= 1u << block;
   }
@@ -419,7 +421,7 @@ inline void attend_key_block_f32(RowUnit& unit, int64_t block, const BlockSpan& 
 
 inline void attend_key_block(RowUnit& unit, int64_t block, const BlockSpan& span, KeyBlock& keys,
                              const RowPartial& to) {
-  if (unit.pairs.tiles != nullptr && (unit.pairs.unsafe_queries >> block & 1u) == 0) {
+  if (kMayPair && unit.pairs.tiles != nullptr && (unit.pairs.unsafe_queries >> block & 1u) == 0) {
     if (!keys.have_pairs) pair_keys(unit, keys.first, keys.count);
     keys.have_pairs = true;
     if (unit.pairs.safe_keys) return attend_block_bf16(unit, block, span, keys.first, to);

@@ -91,14 +91,16 @@ void register_tile_rows(int64_t num_rows, int64_t num_k, const float* a, ptrdiff
   const ptrdiff_t a_step = kOrder == AOrder::kRows ? a_stride : 1;
   for (; num_rows >= kTileRows; num_rows -= kTileRows, a += kTileRows * a_step, c += kTileRows * c_stride)
     register_tile<kOrder, kTileRows, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha);
-  switch (num_rows) {
-    case 5: register_tile<kOrder, 5, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha); break;
-    case 4: register_tile<kOrder, 4, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha); break;
-    case 3: register_tile<kOrder, 3, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha); break;
-    case 2: register_tile<kOrder, 2, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha); break;
-    case 1: register_tile<kOrder, 1, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha); break;
-    default: break;
+  // What is left goes in tiles of 4, 2 and 1 rows: half as many tiles to compile, and head dims and blocks of keys leave 4 or 2.
+  if (num_rows >= 4) {
+    register_tile<kOrder, 4, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha);
+    num_rows -= 4, a += 4 * a_step, c += 4 * c_stride;
   }
+  if (num_rows >= 2) {
+    register_tile<kOrder, 2, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha);
+    num_rows -= 2, a += 2 * a_step, c += 2 * c_stride;
+  }
+  if (num_rows == 1) register_tile<kOrder, 1, kVectors>(num_k, a, a_stride, b, b_stride, c, c_stride, start, alpha);
 }
 
 // The product above: C is num_rows x (num_vectors * kLanes). alpha (one factor a lane) is read for kScaled only. num_k
