@@ -7,6 +7,7 @@
 #include "capi_args.h"
 #include "capi_error.h"
 #include "capi_handles.h"
+#include "capi_posed.h"
 #include "capi_run.h"
 #include "capi_tensors.h"
 
@@ -302,6 +303,15 @@ Status build_problem(const heed_attention_args& a, AttentionProblem& p) {
   return place_tensors(a, p);
 }
 
+// The same, with a look at what this thread posed last.
+Status pose(const heed_attention_args& a, AttentionProblem& problem) {
+  thread_local constinit PosedProblem last;
+  if (last.find(a, problem)) return {};
+  HEED_RETURN_IF_ERROR(build_problem(a, problem));
+  last.keep(a, problem);
+  return {};
+}
+
 const void* data_of(const heed_tensor& tensor) { return present(tensor) ? tensor.data : nullptr; }
 void* memory_of(const heed_tensor& tensor) { return present(tensor) ? tensor.data : nullptr; }
 const int32_t* numbers_of(const heed_tensor& tensor) { return static_cast<const int32_t*>(data_of(tensor)); }
@@ -414,7 +424,7 @@ heed_status heed_attention_run(const heed_plan* plan, const heed_attention_args*
     const heed::Plan<heed::AttentionProblem>* planned = nullptr;
     HEED_RETURN_IF_ERROR(heed::plan_of(plan, "attention", planned));
     heed::AttentionProblem asked;
-    HEED_RETURN_IF_ERROR(heed::build_problem(*args, asked));
+    HEED_RETURN_IF_ERROR(heed::pose(*args, asked));
     HEED_RETURN_IF_ERROR(heed::check_same<heed::Slot>(planned->problem, asked, heed::normalise));
     return heed::run(*planned, heed::args_of(*args, planned->problem));
   });
@@ -427,7 +437,7 @@ heed_status heed_attention(const heed_attention_args* args, const heed_plan_opti
     HEED_RETURN_IF_ERROR(heed::read_backend(options, backend));
     if (args->allocator != nullptr) HEED_RETURN_IF_ERROR(heed::check_struct(args->allocator, "allocator"));
     heed::AttentionProblem problem;
-    HEED_RETURN_IF_ERROR(heed::build_problem(*args, problem));
+    HEED_RETURN_IF_ERROR(heed::pose(*args, problem));
     return heed::run_once(problem, heed::args_of(*args, problem), backend, args->allocator);
   });
 }

@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
+#include <memory>
 #include <utility>
 
 #include "base/format.h"
 #include "base/philox.h"
 #include "cuda/launch.h"
+#include "cuda/tensor_maps.h"
 
 namespace heed::cuda {
 namespace {
@@ -139,6 +142,7 @@ AttentionFwdParams planned_params(const AttentionProblem& p, const DeviceFacts& 
 // One launch of a plan, and what of the workspace it uses.
 struct ForwardStep {
   Launch launch;
+  std::unique_ptr<const AttentionFwdSm90Params> mapped;  // with maps that runs write their addresses into
   AttentionFwdParams params;
   WorkspaceLayout workspace;
   int32_t tile_k = 0;
@@ -149,9 +153,8 @@ struct ForwardStep {
 
 float log2e_times(float x) { return static_cast<float>(static_cast<double>(x) * 1.4426950408889634); }
 
-// The pointers and numbers of this run.
-AttentionFwdParams bind(const ForwardStep& step, const AttentionArgs& args) {
-  AttentionFwdParams p = step.params;
+// The pointers and numbers of this run, into what the plan knows.
+void bind(const ForwardStep& step, const AttentionArgs& args, AttentionFwdParams& p) {
   p.q = args.q;
   p.k = args.k;
   p.v = args.v;
@@ -185,14 +188,27 @@ AttentionFwdParams bind(const ForwardStep& step, const AttentionArgs& args) {
     p.partial_out = reinterpret_cast<float*>(workspace + step.workspace.partial_out_offset);
     p.partial_lse = reinterpret_cast<float*>(workspace + step.workspace.partial_lse_offset);
   }
-  return p;
+}
+
+// Parameters whose maps a run need not encode; null where the driver's maps do not allow that.
+std::unique_ptr<const AttentionFwdSm90Params> map_once(const AttentionProblem& problem, const ForwardStep& step) {
+  auto made = std::make_unique<AttentionFwdSm90Params>();
+  made->common = step.params;
+  const auto encode = [&](const MapAddresses& at, TensorMaps& maps) -> Status {
+    made->common.q = at[0], made->common.k = at[1], made->common.v = at[2], made->common.out = const_cast<void*>(at[3]);
+    HEED_RETURN_IF_ERROR(map_tensors(problem, step.tile_k, *made));
+    maps = {made->q_map, made->k_map, made->v_map, made->out_map};
+    return {};
+  };
+  return address_is_first_word(encode) ? std::move(made) : nullptr;
 }
 
 Status run_step(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step, const AttentionArgs& args) {
   const auto& mine = *static_cast<const ForwardStep*>(step.params.get());
   const ContextScope scope(plan.problem.device_index);
   HEED_RETURN_IF_ERROR(scope.status());
-  const AttentionFwdParams params = bind(mine, args);
+  AttentionFwdParams params = mine.params;
+  bind(mine, args, params);
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
@@ -202,10 +218,22 @@ Status run_mapped_step(const Plan<AttentionProblem>& plan, const Step<AttentionP
   const ContextScope scope(plan.problem.device_index);
   HEED_RETURN_IF_ERROR(scope.status());
   AttentionFwdSm90Params params = {};
-  params.common = bind(mine, args);
-  void* const counter =
-      mine.counts_tiles ? static_cast<char*>(args.workspace) + mine.workspace.counter_offset : nullptr;
-  HEED_RETURN_IF_ERROR(map_tensors(plan.problem, mine.tile_k, counter, params));
+  if (mine.mapped != nullptr) {
+    params = *mine.mapped;
+    set_address(params.q_map, args.q);
+    set_address(params.k_map, args.k);
+    set_address(params.v_map, args.v);
+    set_address(params.out_map, args.out);
+  } else {
+    params.common = mine.params;
+  }
+  bind(mine, args, params.common);
+  // A hidden score times the scale must be -inf: 0 becomes the least number above it.
+  float& scale = params.common.softmax_scale_log2;
+  if (scale == 0.0f) scale = std::numeric_limits<float>::denorm_min();
+  if (mine.mapped == nullptr) HEED_RETURN_IF_ERROR(map_tensors(plan.problem, mine.tile_k, params));
+  if (mine.counts_tiles)
+    params.next_tile = reinterpret_cast<u64*>(static_cast<char*>(args.workspace) + mine.workspace.counter_offset);
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
@@ -264,6 +292,7 @@ class Steps {
     params->split = c.split;
     params->launch = std::move(made).value();
     params->launch.overlaps_previous = overlaps;
+    if (c.maps_tensors && run == run_mapped_step) params->mapped = map_once(problem_, *params);
     Step<AttentionProblem> step;
     step.kernel = std::move(name);
     step.run = run;
@@ -405,6 +434,12 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
                                 splitting.max_splits));
   }
   plan.workspace_bytes = static_cast<size_t>(workspace.bytes);
+  std::vector<KernelKey> keys;
+  const bool all_run =
+      std::all_of(configurations.begin(), configurations.end(), [](const auto& c) { return c.blocks > 0; });
+  if (all_run)
+    for (const KernelVariant& variant : variants_of(problem, configurations)) keys.push_back(variant.key);
+  make_together(keys, facts.handle);
   Steps steps(problem, facts, workspace, plan);
   if (may_be_bad(problem) && check_blocks(problem, facts) > 0) {
     const bool always = needs_check(problem);

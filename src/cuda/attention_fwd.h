@@ -97,8 +97,9 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& problem, const DeviceFa
 Verdict check_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
 
-// The rest of attention_fwd_sm90's parameters, from the problem and params.common: tensor maps of this run's addresses.
-Status map_tensors(const AttentionProblem& problem, int32_t tile_k, void* counter, AttentionFwdSm90Params& params);
+// What attention_fwd_sm90's parameters have besides params.common and the counter, from the problem and those: tensor maps of
+// q, k, v and out there.
+Status map_tensors(const AttentionProblem& problem, int32_t tile_k, AttentionFwdSm90Params& params);
 
 // batch_invariant: how decode does the sequences that have few enough queries by themselves, whatever the capacity; its
 // max_rows says how few. None where decode does not take the problem's features.

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <random>
 
 #include "base/format.h"
@@ -207,11 +206,9 @@ Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const Dev
   return {best};
 }
 
-Status map_tensors(const AttentionProblem& p, int32_t tile_k, void* counter, AttentionFwdSm90Params& params) {
+Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Params& params) {
   constexpr uint32_t kConsumerRows = 64;
-  AttentionFwdParams& c = params.common;
-  // A hidden score times the scale must be -inf: 0 becomes the least number above it.
-  if (c.softmax_scale_log2 == 0.0f) c.softmax_scale_log2 = std::numeric_limits<float>::denorm_min();
+  const AttentionFwdParams& c = params.common;
   const auto [q_rows, q_sequences] = rows_of_q(p);
   const auto [k_rows, k_sequences] = rows_of_k(p);
   const auto k_box = static_cast<uint32_t>(tile_k);
@@ -235,7 +232,6 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, void* counter, Att
   params.lo_shift = c.window_left >= 0 ? shifted(offset, -c.window_left) : -kFarthest;
   params.hi_shift = c.window_right >= 0 ? shifted(offset + 1, c.window_right) : kFarthest;
   params.offset = static_cast<i32>(offset);
-  params.next_tile = static_cast<u64*>(counter);
   params.mark = counter_mark();
   return {};
 }

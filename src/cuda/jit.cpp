@@ -3,6 +3,7 @@
 #include <cstring>
 #include <map>
 #include <optional>
+#include <thread>
 #include <utility>
 
 #include "base/config.h"
@@ -267,6 +268,30 @@ Result<CompiledKernel> compile_embedded(const NvrtcCompiler& compiler, const Ker
   const CompileRequest request = {
       .main_name = source->name, .main_text = source->text, .name_expression = key.expression, .arch = arch};
   return compile(compiler, request, headers);
+}
+
+void make_together(const std::vector<KernelKey>& keys, CUdevice device) {
+  if (!driver().ok()) return;
+  const Result<std::string> arch = device_architecture(device);
+  if (!arch.ok()) return;
+  std::vector<const KernelKey*> missing;
+  for (const KernelKey& key : keys)
+    if (code_table().find_made(key, arch.value()) == nullptr) missing.push_back(&key);
+  if (missing.size() < 2 || !check_not_captured(*missing.front(), arch.value()).ok()) return;
+  const auto make = [&arch](const KernelKey* key) noexcept {
+    try {
+      static_cast<void>(code_table().get(*key, arch.value()));
+    } catch (...) {  // no memory: get_kernel will try by itself
+    }
+  };
+  std::vector<std::thread> threads;
+  try {
+    threads.reserve(missing.size());
+    for (size_t i = 1; i < missing.size(); ++i) threads.emplace_back(make, missing[i]);
+  } catch (...) {  // no more threads: the rest is made one after the other
+  }
+  make(missing.front());
+  for (std::thread& thread : threads) thread.join();
 }
 
 Result<const Kernel*> get_kernel(const KernelKey& key, CUdevice device, size_t dynamic_shared_bytes) {

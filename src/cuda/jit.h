@@ -96,6 +96,10 @@ class PreparingFor {
 // is being captured into a graph finds nothing left to do.
 Result<const Kernel*> get_kernel(const KernelKey& key, CUdevice device, size_t dynamic_shared_bytes);
 
+// Makes the code of several kernels at the same time, before get_kernel is asked for them: each that is missing but one in a
+// thread of its own. What goes wrong is said by get_kernel. Nothing while the call's stream is being captured.
+void make_together(const std::vector<KernelKey>& keys, CUdevice device);
+
 // "sm_90a": what NVRTC compiles for on a device of this compute capability; 'a' where the kernels use its own
 // instructions.
 std::string architecture(int major, int minor);

@@ -8,7 +8,6 @@
 namespace heed {
 namespace {
 
-constexpr int64_t kMaxAlign = 128;
 constexpr size_t kWorkspaceAlign = 64;
 
 bool has_dim(const TensorLayout& tensor, int dim) { return (tensor.dims >> dim & 1) != 0; }

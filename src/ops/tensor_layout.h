@@ -13,6 +13,8 @@ namespace heed {
 
 // Positions, windows, chunks and single extents stay below this, so that sums of a few of them fit in 64 bits.
 constexpr int64_t kMaxExtent = int64_t{1} << 60;
+// The most that is asked of an address, bytes.
+constexpr int64_t kMaxAlign = 128;
 
 struct TensorLayout {
   std::string_view name;

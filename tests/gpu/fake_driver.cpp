@@ -161,10 +161,6 @@ Result cuCtxGetDevice(int32_t* device) {
   return *device = depth > 0 && stack[depth - 1] != first ? 1 : 0, kSuccess;
 }
 
-Result cuLibraryLoadData(void**, const void*, void*, void**, uint32_t, void*, void**, uint32_t) {
-  FAKE_ENTER;
-  return kNotSupported;
-}
 // NVRTC looks for it and, where it is missing, does not look whether it found it.
 Result cuGetExportTable(const void**, const void*) { return kNotSupported; }
 

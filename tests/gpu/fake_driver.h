@@ -20,6 +20,12 @@ int32_t fake_cuda_enter(const char* function);
 void fake_cuda_work(void* stream, double us);
 // Streams, events and graphs that were not destroyed.
 int64_t fake_cuda_live_objects();
+// Whether code loads and kernels may be launched; at first they may not.
+void fake_cuda_accept_kernels(int32_t on);
+int64_t fake_cuda_launches();
+int64_t fake_cuda_encoded_maps();
+// The first 8 bytes of the last launch's parameters.
+uint64_t fake_cuda_first_parameter();
 // The stream of the last cuMemAllocAsync or cuMemFreeAsync.
 void* fake_cuda_last_stream();
 }
