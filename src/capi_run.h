@@ -13,7 +13,7 @@
 #include "base/status.h"
 #include "capi_handles.h"
 #include "cuda/jit.h"
-#include "cuda/memory.h"
+#include "cuda/stream_memory.h"
 #include "heed/core.h"
 #include "plan/planner.h"
 
@@ -34,7 +34,7 @@ class Workspace {
       allocator_->deallocate(allocator_->context, pointer_, bytes_, stream_);
     } else if (device_ == Device::kCuda) {
       try {
-        const Status status = cuda::release_on_stream(device_index_, pointer_, stream_);
+        const Status status = cuda::release_on_stream(device_index_, block_, stream_);
         if (!status.ok()) log_message(HEED_LOG_ERROR, heed::format("workspace: {}", status.message()));
       } catch (...) {  // no memory for the sentence: the call's own status counts
       }
@@ -55,8 +55,9 @@ class Workspace {
       allocator_ = allocator;
       pointer_ = allocator->allocate(allocator->context, bytes_, kWorkspaceAlignment, stream);
     } else if (device == Device::kCuda) {
-      const Status status = cuda::allocate_on_stream(device_index, bytes_, stream, pointer_);
+      const Status status = cuda::allocate_on_stream(device_index, bytes_, stream, block_);
       if (!status.ok()) return {status.code(), heed::format("workspace: {}", status.message())};
+      pointer_ = block_.pointer;
     } else {
       pointer_ = std::aligned_alloc(kWorkspaceAlignment, bytes_);
     }
@@ -70,6 +71,7 @@ class Workspace {
  private:
   const heed_allocator* allocator_ = nullptr;
   void* pointer_ = nullptr;
+  cuda::StreamBlock block_;  // CUDA, without an allocator
   size_t bytes_ = 0;
   Device device_ = Device::kCpu;
   int32_t device_index_ = 0;

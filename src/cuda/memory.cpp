@@ -102,25 +102,4 @@ Status refuse_capture(int32_t device_index, void* stream, const char* call) {
              stream, call));
 }
 
-Status allocate_on_stream(int32_t device_index, size_t bytes, void* stream, void*& pointer) {
-  const ContextScope scope(device_index);
-  if (!scope.status().ok()) return scope.status();
-  CUdeviceptr made = 0;
-  const CUresult result = driver().value()->mem_alloc_async(&made, bytes, static_cast<CUstream>(stream));
-  if (result != kCudaSuccess) {
-    return driver_error(result, format("cuMemAllocAsync({} bytes, stream {}, device {})", bytes, stream, device_index));
-  }
-  pointer = reinterpret_cast<void*>(made);
-  return {};
-}
-
-Status release_on_stream(int32_t device_index, void* pointer, void* stream) {
-  const ContextScope scope(device_index);
-  if (!scope.status().ok()) return scope.status();
-  const CUresult result = driver().value()->mem_free_async(address(pointer), static_cast<CUstream>(stream));
-  return result == kCudaSuccess
-             ? Status()
-             : driver_error(result, format("cuMemFreeAsync({}, stream {}, device {})", pointer, stream, device_index));
-}
-
 }  // namespace heed::cuda

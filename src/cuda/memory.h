@@ -25,8 +25,4 @@ Status synchronize(int32_t device_index, void* stream);
 // operation_failed where work on the stream is being captured into a graph; `call` is what must not happen then.
 Status refuse_capture(int32_t device_index, void* stream, const char* call);
 
-// In the stream's order, so that the host waits for nothing; captured like any other work.
-Status allocate_on_stream(int32_t device_index, size_t bytes, void* stream, void*& pointer);
-Status release_on_stream(int32_t device_index, void* pointer, void* stream);
-
 }  // namespace heed::cuda

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <new>
 
+#include "capi_run.h"
 #include "cuda/attention_fwd.h"
 #include "cuda/device.h"
 #include "cuda/disk_cache.h"
@@ -125,6 +126,77 @@ TEST_P(CallPath, HostTime) {
   EXPECT_LT(best, 1000);
 }
 
+TEST_P(CallPath, AWorkspaceIsTakenOnceAStream) {
+  void* const given = args_->workspace;
+  args_->workspace = nullptr;
+  args_->stream = reinterpret_cast<void*>(0x3000);
+  ASSERT_EQ(call(), HEED_OK) << heed_last_error();
+  const int64_t made = fake_cuda_calls("cuMemAllocAsync"), freed = fake_cuda_calls("cuMemFreeAsync");
+  for (int i = 0; i < 3; ++i) ASSERT_EQ(call(), HEED_OK) << heed_last_error();
+  if (heed_plan_workspace_bytes(plan_) <= size_t{1} << 20) {
+    EXPECT_EQ(fake_cuda_calls("cuMemAllocAsync"), made);
+    EXPECT_EQ(fake_cuda_calls("cuMemFreeAsync"), freed);
+  }
+  args_->stream = nullptr;
+  args_->workspace = given;
+}
+
+class StreamMemory : public CallPath {};
+
+TEST_P(StreamMemory, StaysWithItsStream) {
+  void* const one = reinterpret_cast<void*>(0x1000);
+  void* const other = reinterpret_cast<void*>(0x2000);
+  void* first = nullptr;
+  {
+    Workspace a, b, c;
+    ASSERT_TRUE(a.allocate(1000, Device::kCuda, 0, nullptr, one).ok());
+    ASSERT_TRUE(b.allocate(1000, Device::kCuda, 0, nullptr, one).ok());
+    ASSERT_TRUE(c.allocate(1000, Device::kCuda, 0, nullptr, other).ok());
+    first = a.pointer();
+    EXPECT_NE(b.pointer(), first) << "a call that is still putting its work into the stream has that block";
+    EXPECT_NE(c.pointer(), first) << "another stream's work runs at the same time";
+  }
+  const int64_t made = fake_cuda_calls("cuMemAllocAsync");
+  {
+    Workspace again;
+    ASSERT_TRUE(again.allocate(4000, Device::kCuda, 0, nullptr, one).ok());
+    EXPECT_EQ(again.pointer(), first);
+  }
+  EXPECT_EQ(fake_cuda_calls("cuMemAllocAsync"), made);
+  const int64_t live = fake_cuda_live_allocations();
+  {
+    Workspace larger;
+    ASSERT_TRUE(larger.allocate(100000, Device::kCuda, 0, nullptr, one).ok());
+    EXPECT_EQ(fake_cuda_live_allocations(), live) << "the small block went back to the driver";
+  }
+  {
+    Workspace large;
+    ASSERT_TRUE(large.allocate(size_t{2} << 20, Device::kCuda, 0, nullptr, one).ok());
+  }
+  EXPECT_EQ(fake_cuda_live_allocations(), live) << "a large block does not stay";
+  fake_cuda_capture(one, 1);
+  {
+    Workspace captured;
+    ASSERT_TRUE(captured.allocate(1000, Device::kCuda, 0, nullptr, one).ok());
+    EXPECT_EQ(fake_cuda_live_allocations(), live + 1) << "what a graph uses is the graph's";
+  }
+  fake_cuda_capture(one, 0);
+  EXPECT_EQ(fake_cuda_live_allocations(), live);
+  Workspace per_thread;  // one handle for many streams
+  ASSERT_TRUE(per_thread.allocate(1000, Device::kCuda, 0, nullptr, reinterpret_cast<void*>(2)).ok());
+  EXPECT_EQ(fake_cuda_live_allocations(), live + 1);
+}
+
+TEST_P(StreamMemory, StreamsWithoutAPlaceGoWithout) {
+  const int64_t live = fake_cuda_live_allocations();
+  for (uintptr_t stream = 1; stream <= 40; ++stream) {
+    Workspace workspace;
+    ASSERT_TRUE(workspace.allocate(1000, Device::kCuda, 0, nullptr, reinterpret_cast<void*>(stream << 16)).ok());
+  }
+  EXPECT_LE(fake_cuda_live_allocations() - live, 16);
+}
+
+INSTANTIATE_TEST_SUITE_P(Blocks, StreamMemory, ::testing::Values(kRows[1]));
 INSTANTIATE_TEST_SUITE_P(Rows, CallPath, ::testing::ValuesIn(kRows),
                          [](const auto& row) { return std::string(row.param.name).substr(5); });
 

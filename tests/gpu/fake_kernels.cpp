@@ -33,6 +33,11 @@ Result cuLibraryGetKernel(void** found, void*, const char*) { return *found = &k
 Result cuKernelGetAttribute(int32_t* value, int32_t, void*, int32_t) { return *value = 0, kSuccess; }
 Result cuKernelSetAttribute(int32_t, int32_t, void*, int32_t) { return kSuccess; }
 
+Result cuCtxGetId(void*, uint64_t* id) { return *id = 1, accepting ? kSuccess : kNotSupported; }
+Result cuStreamGetId(void* stream, uint64_t* id) {
+  return *id = 100 + reinterpret_cast<uintptr_t>(stream), accepting ? kSuccess : kNotSupported;
+}
+
 Result cuLaunchKernelEx(const void*, void*, void** parameters, void**) {
   if (!accepting) return kNotSupported;
   uint64_t word = 0;

@@ -74,7 +74,9 @@ TEST_F(GpuHopper, Lengths) {
     expect_right(packed + rest);
   expect_right(
       "attention b=9 hq=8 sq=700 sk=900 d=128 bf16 used_q used_k lq=uniform:0..700 lk=uniform:0..900 causal lse");
-  expect_right("attention b=70 hq=8 sq=40 sk=90 layout_q=thd layout_kv=thd lq=uniform:0..40 lk=uniform:0..90 d=64 bf16 causal lse");
+  expect_right(
+      "attention b=70 hq=8 sq=40 sk=90 layout_q=thd layout_kv=thd lq=uniform:0..40 lk=uniform:0..90 d=64 bf16 causal "
+      "lse");
 }
 
 // Terms of the score, over more tiles than blocks; maxima that do not hold get their terms again.
