@@ -5,6 +5,7 @@
 #include <nanobind/stl/string.h>
 
 #include <string>
+#include <vector>
 
 #include "core.h"
 #include "tensor_import.h"
@@ -45,7 +46,7 @@ class Call {
   // A tensor beside the table, on the same device.
   const ImportedTensor& import_one(nb::handle array, const char* name, Expected expected, bool is_output) {
     last_ = import_tensor(array, name, expected, is_output);
-    if (last_.owner.is_valid()) owners_.append(last_.owner);
+    if (last_.owner.is_valid()) owners_.push_back(last_.owner);
     if (first_name_ == nullptr) {
       first_name_ = name;
       first_ = last_;
@@ -75,7 +76,7 @@ class Call {
   static heed_tensor Struct::*lse_member();
 
   nb::tuple arrays_;
-  nb::list owners_;
+  std::vector<nb::object> owners_;
   ImportedTensor first_, last_;
   const char* first_name_ = nullptr;
   nb::handle first_array_;

@@ -7,7 +7,7 @@ import re
 
 from . import _core
 from ._core import Error, InvalidArgument, NotSupported
-from ._frameworks import Jax, dtype_name, framework_of
+from ._frameworks import Jax, dtype_name, framework_of, known_frameworks
 
 LAYOUTS = {"bshd": _core.LAYOUT_BSHD, "bhsd": _core.LAYOUT_BHSD, "thd": _core.LAYOUT_THD}
 NO_BACKWARD = (None,) * 8  # dout, dlse, dq, dk, dv, dbias, dsinks, dalibi_slopes
@@ -173,7 +173,7 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, sof
     (a MemoryError); all are heed.Error, a RuntimeError. q_descale, k_descale and v_descale are not supported by any
     backend.
     """
-    framework = framework_of(q)
+    framework = known_frameworks.get(type(q)) or framework_of(q)
     if framework.is_torch and framework.needs_op(q, k, v, bias, sinks, alibi_slopes):
         from . import torch as for_torch
         return for_torch.attention(
@@ -213,11 +213,16 @@ def attention(q, k, v, *, causal=False, window=(-1, -1), softmax_scale=None, sof
                        "softmax_scale", softmax_scale, "finite"), softcap, dropout_p,
                    layout_q, layout_kv, q_offset, chunk, max_seqlen_q, max_seqlen_k, num_splits, deterministic,
                    batch_invariant, num_threads, *words)
-    if getattr(q, "ndim", 0) != (3 if layout_q == "thd" else 4) or getattr(v, "ndim", 0) == 0:
+    q_shape, v_shape = getattr(q, "shape", ()), getattr(v, "shape", ())
+    if len(q_shape) != (3 if layout_q == "thd" else 4) or len(v_shape) == 0:
         check_ndims(q, v, layout_q)
     given = out
     if out is None:
-        out = framework.empty_like_q(q, v, out_dtype is not None and wants_f32(out_dtype, q))
+        f32 = out_dtype is not None and wants_f32(out_dtype, q)
+        if f32 or q_shape[-1] != v_shape[-1]:
+            out = framework.empty(q, (*q_shape[:-1], v_shape[-1]), f32)
+        else:
+            out = framework.empty_like(q)
     elif out_dtype is not None and dtype_name(out.dtype) != dtype_name(out_dtype):
         raise invalid("out_dtype", out_dtype, f"out's own, {dtype_name(out.dtype)}, or absent")
     lse = framework.empty(q, lse_shape(q, layout_q), True) if return_lse else None

@@ -29,8 +29,8 @@ class NumPy:
         return numpy.empty(shape, numpy.float32 if f32 else like.dtype)
 
     @classmethod
-    def empty_like_q(cls, q, v, f32):
-        return cls.empty(q, (*q.shape[:-1], v.shape[-1]), f32)
+    def empty_like(cls, q):
+        return cls.empty(q, q.shape, False)
 
     @staticmethod
     def seed(like):
@@ -103,11 +103,11 @@ class AnyDlpack(NumPy):
         return space.empty(shape, **options)
 
 
-_known = {}
+known_frameworks = {}
 
 
 def framework_of(array):
-    found = _known.get(type(array))
+    found = known_frameworks.get(type(array))
     return found if found is not None else _find(array)
 
 
@@ -121,6 +121,6 @@ def _find(array):
             if framework is None:
                 from .torch import Torch as found
             break
-    if len(_known) < 256:
-        _known[type(array)] = found
+    if len(known_frameworks) < 256:
+        known_frameworks[type(array)] = found
     return found
