@@ -10,6 +10,7 @@
 namespace heed::cuda {
 namespace {
 
+constexpr int64_t kLeastKeysToSplit = 512;
 constexpr i32 kFarthest = 1 << 30,
               kMostRows = kFarthest - 1024;  // row + shift stays within 31 bits, in the last tile too
 
@@ -107,8 +108,8 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const Attentio
   const double all = static_cast<double>(total_rows(p) * p.nheads_q);
   const double visible = flops(p) / std::max(1.0, 2.0 * all * keys * static_cast<double>(p.head_dim + p.head_dim_v));
   // A row's range ends within a key tile, and so it begins, where it does.
-  const double whole = std::ceil(keys / t.tile_k) * t.tile_k;
-  const double seen = t.ranges ? std::min(whole, keys * std::min(1.0, visible) + t.tile_k / 2.0) : whole;
+  const double whole = c.split ? double{1} * c.split_tiles * t.tile_k : std::ceil(keys / t.tile_k) * t.tile_k;
+  const double seen = t.ranges ? std::min(whole, keys * std::min(1.0, visible) / c.max_splits + t.tile_k / 2.0) : whole;
   const double of_a_key = 2.0 * c.tile_q * (t.head_dim + t.head_dim_v) / rate_of(t, c, facts);
   // Of packed queries there are, in the mean, half as many tiles too many as there are sequences.
   const double tiles =
@@ -122,7 +123,10 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const Attentio
   constexpr double kStart = 1.2, kFewRows = 1.0;
   constexpr int64_t kRowsOfDecode = 16;
   const double few = usual_queries(p) <= kRowsOfDecode ? kFewRows : 0.0;
-  return kStart + few + std::max(multiplying, moving);
+  // Partials are written and read again, by a kernel of their own.
+  const double partials = all * c.max_splits * static_cast<double>(p.head_dim_v) * 4.0 * 2.0;
+  const double merging = c.split ? 2.5 + partials / (20e3 * std::max(1, facts.multiprocessors)) : 0.0;
+  return kStart + few + std::max(multiplying, moving) + merging;
 }
 
 // K and V of a section stay in the L2 cache; and it has tiles enough to end with short ones everywhere.
@@ -133,18 +137,22 @@ int64_t section_of(const AttentionProblem& p, const Configuration& c, const Devi
   return std::max(fitting, 2 * c.grid / std::max<int64_t>(1, c.num_tiles_q));
 }
 
-Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90Tile& tile, const DeviceFacts& facts) {
+Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90Tile& tile, bool splits,
+                               const DeviceFacts& facts) {
   Configuration c;
   const bool lengths = has_lengths(p);
-  c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
-                    has_terms(p) ? " terms"
-                    : lengths    ? " lengths"
-                                 : "");
-  c.variant = attention_fwd_sm90_variant({p.dtype == Dtype::kBf16, p.window_left >= 0, lengths, has_terms(p)}, tile);
   c.tile_q = tile_q(tile);
   c.tile_k = tile.tile_k;
   c.maps_tensors = true;
   cut_rows(p, c);
+  if (splits) cut_keys(p, int64_t{tile.blocks} * std::max(1, facts.multiprocessors), 4, c);
+  c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
+                    has_terms(p) ? " terms"
+                    : lengths    ? " lengths"
+                    : c.split    ? " split"
+                                 : "");
+  c.variant =
+      attention_fwd_sm90_variant({p.dtype == Dtype::kBf16, p.window_left >= 0, lengths, has_terms(p), c.split}, tile);
   c.grid = std::min<int64_t>(c.blocks, int64_t{tile.blocks} * std::max(1, facts.multiprocessors));
   // With D 64 tiles that are alike go to whichever block is free as well: 1 % faster.
   const bool has_several = c.blocks > c.grid && c.blocks < int64_t{1} << (kTileBits - 1);
@@ -175,8 +183,11 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   }
   if (p.paged()) return decline(format("takes no pages; {}", kNearest));
   if (p.out_dtype != p.dtype) return decline(format("writes out in the inputs' dtype only; {}", kNearest));
-  if (p.batch_invariant || p.splits > 1)
-    return decline(format("neither splits keys nor batch_invariant; {}", kNearest));
+  if (p.batch_invariant) return decline(format("not with batch_invariant; {}", kNearest));
+  if (p.splits > 1 && has_lengths(p)) {
+    return decline(format(
+        "splits keys only where the host knows all lengths, without chunks and terms of the score; {}", kNearest));
+  }
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
   const int64_t queries = rows_of_q(p)[0], keys = rows_of_k(p)[0];
   if (p.batch < 1 || p.nheads_q < 1 || queries < 1 || keys < 1) {
@@ -193,15 +204,22 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
 }
 
 Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& facts) {
-  // Of the least head dims that take these, the tile that is done first.
+  // Of the least head dims that take these, the tile that is done first. Keys are split where they are many for the blocks
+  // that there are, or where the caller says so.
   const AttentionFwdSm90Tile* dims = nullptr;
   Configuration best;
+  const auto consider = [&](const AttentionFwdSm90Tile& tile, bool splits) {
+    Configuration mine = configuration_of(p, tile, splits, facts);
+    if (splits && !mine.split && p.splits == 0) return;
+    if (best.blocks == 0 || mine.cost_us < best.cost_us) best = std::move(mine);
+  };
   for (const AttentionFwdSm90Tile& tile : kAttentionFwdSm90Tiles) {
-    if (!serves(tile, p.head_dim, p.head_dim_v, has_ranges(p), has_terms(p))) continue;
-    if (dims == nullptr) dims = &tile;
-    if (tile.head_dim != dims->head_dim || tile.head_dim_v != dims->head_dim_v) continue;
-    Configuration mine = configuration_of(p, tile, facts);
-    if (dims == &tile || mine.cost_us < best.cost_us) best = std::move(mine);
+    if (tile.terms != has_terms(p)) continue;
+    if (dims == nullptr && serves(tile, p.head_dim, p.head_dim_v, tile.ranges, tile.terms)) dims = &tile;
+    if (dims == nullptr || tile.head_dim != dims->head_dim || tile.head_dim_v != dims->head_dim_v) continue;
+    if (tile.ranges == has_ranges(p) && p.splits <= 1) consider(tile, false);
+    if (tile.ranges && !has_lengths(p) && (p.splits > 1 || (p.splits == 0 && p.seqlen_k >= kLeastKeysToSplit)))
+      consider(tile, true);
   }
   return {best};
 }
@@ -221,7 +239,7 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, q_rows, c.nheads_q, q_sequences, c.out_stride,
                               kConsumerRows, params.out_map));
   const int64_t offset = has_lengths(p) ? 0 : offset_of(p);
-  params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * (p.packed_q() ? 1 : c.batch));
+  params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * (p.packed_q() ? 1 : c.batch) * c.max_splits);
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));
   // Two elements at once: the first key of a thread's two has an even index.
   const auto in_pairs = [&p](Slot slot, int32_t element_bytes) {

@@ -37,6 +37,7 @@ struct Case {
   std::vector<int> leftpad = {}, cache_rows = {};
   std::vector<int> bad = {};  // sequences whose status is not 0
   int gap = 0, chunk = 0, min_rows = 0;
+  int splits = 0;
   // Terms of the score. Bias and mask: [sequence, head, row, key], a broadcast dimension has stride 0.
   float softcap = 0, dropout = 0;
   int dropout_base = 0;  // index_base of keys
@@ -124,6 +125,30 @@ class Problem {
     a.lo_shift = c_.left >= 0 ? offset - c_.left : -kFar;
     a.hi_shift = c_.right >= 0 ? offset + c_.right + 1 : kFar;
     return a;
+  }
+
+  // O and lse from partials [row, head, split], in order.
+  void merge(const std::vector<float>& partial_out, const std::vector<float>& partial_lse, int splits) {
+    const double kInf = std::numeric_limits<double>::infinity();
+    for (int b = 0; b < c_.batch; ++b)
+      for (int i = 0; i < c_.seqlen_q; ++i)
+        for (int h = 0; h < c_.nheads_q; ++h) {
+          const size_t row = (size_t(b) * q_rows + i) * c_.nheads_q + h, first = row * splits;
+          double top = c_.sinks ? sinks[h] : -kInf, sum = 0;
+          for (int s = 0; s < splits; ++s) top = std::max(top, double{partial_lse[first + s]});
+          std::vector<double> o(c_.head_dim_v, 0.0);
+          for (int s = 0; s < splits && !std::isinf(top); ++s) {
+            const double weight = std::exp(partial_lse[first + s] - top);
+            sum += weight;
+            for (int d = 0; d < c_.head_dim_v; ++d) o[d] += weight * partial_out[(first + s) * c_.head_dim_v + d];
+          }
+          if (c_.sinks) sum += std::exp(sinks[h] - top);
+          lse[(size_t(b) * c_.nheads_q + h) * q_rows + i] = static_cast<float>(sum == 0 ? -kInf : top + std::log(sum));
+          for (int d = 0; d < c_.head_dim_v; ++d) {
+            const float x = static_cast<float>(sum == 0 ? 0 : o[d] / sum);
+            out[row * c_.head_dim_v + d] = is_bf16_ ? to_bf16(x).bits : to_f16(x).bits;
+          }
+        }
   }
 
   // Every row against double precision, and that no other was touched; "" or the first that is wrong.
@@ -313,7 +338,12 @@ std::string failure_of(const Case& c, unsigned seed) {
   AttentionFwdParams& p = a.common;
   constexpr int kRows = Layout<kV>::kTileQ;
   p.num_tiles_q = c.packed_q ? problem.q_rows / kRows + c.batch : (c.seqlen_q + kRows - 1) / kRows;
-  a.num_work_tiles = static_cast<i32>(p.num_tiles_q * c.nheads_q * problem.q_batch);
+  p.max_splits = std::max(1, c.splits);
+  p.split_tiles = (c.seqlen_k + kV.tile_k - 1) / kV.tile_k / p.max_splits + 1;
+  a.num_work_tiles = static_cast<i32>(p.num_tiles_q * c.nheads_q * problem.q_batch * p.max_splits);
+  std::vector<float> partial_lse(kV.split ? problem.lse.size() * p.max_splits : 0, std::nanf(""));
+  std::vector<float> partial_out(partial_lse.size() * c.head_dim_v, std::nanf(""));
+  p.partial_out = partial_out.data(), p.partial_lse = partial_lse.data();
   u64 counter = 0x0123456789abcdefull;
   if (c.counts_tiles) a.next_tile = &counter, a.mark = 0x5a5a5a5a5aull << kTileBits;
   const int q_batch = problem.q_batch, q_rows = problem.q_rows, k_batch = problem.k_batch, k_rows = problem.k_rows;
@@ -328,6 +358,7 @@ std::string failure_of(const Case& c, unsigned seed) {
     if (!failure.empty()) return failure;
   }
   if (c.counts_tiles && counter != 0) return "the counter is left at " + std::to_string(counter);
+  if (kV.split) problem.merge(partial_out, partial_lse, p.max_splits);
   return problem.judge();
 }
 

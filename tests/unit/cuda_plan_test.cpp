@@ -131,7 +131,9 @@ TEST(CudaPlan, Choices) {
   EXPECT_EQ(chosen("attention hq=8 hkv=1 sq=51 sk=867 d=256 bf16 lse").substr(0, 18), "attention_fwd_sm90");
   EXPECT_EQ(chosen("attention hq=32 sq=49 sk=1024 d=48 bf16 lse").substr(0, 18), "attention_fwd_sm90");
   EXPECT_EQ(chosen("attention hq=15 hkv=5 sq=50 sk=200 d=64 bf16 lse").substr(0, 18), "attention_fwd_sm90");
-  EXPECT_EQ(chosen("attention hq=32 sq=67 sk=4374 d=64 bf16 lse").substr(0, 18), "attention_fwd_sm90");
+  EXPECT_TRUE(chosen("attention hq=32 sq=67 sk=4374 d=64 bf16 lse").ends_with("split"));
+  EXPECT_EQ(chosen("attention hq=8 sq=512 sk=51200 d=64 bf16 lse"), "attention_fwd_sm90 q256 k64 d64/64 split");
+  EXPECT_EQ(chosen("attention b=16 hq=32 sq=67 sk=4374 d=64 bf16 lse").find("split"), std::string::npos);
   EXPECT_EQ(chosen("attention hq=16 sq=512 d=128 bf16 causal"), "attention_fwd_sm90 q64 k64 d128/128");
   EXPECT_EQ(chosen("attention hq=32 hkv=8 sq=1 sk=64 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_TRUE(chosen("attention hq=2 sq=64 sk=65536 d=64 bf16").ends_with(" split"));

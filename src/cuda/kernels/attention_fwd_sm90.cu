@@ -75,7 +75,7 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
     const Visible<kV> visible = visible_of<kV>(a, work);
     const i32 queries = kV.lengths ? work.q_len : static_cast<i32>(a.common.seqlen_q);
     const i32 last_row = min(work.row0 + L::kTileQ, queries) - 1;
-    const TileRange range = tiles_of_rows<kV>(visible, work.row0, last_row);
+    const TileRange range = of_split<kV>(a.common, work, tiles_of_rows<kV>(visible, work.row0, last_row));
 
     auto load_k = [&](i32 n, u32 barrier) {
 #pragma unroll
@@ -319,12 +319,15 @@ struct Consumer {
   __device__ __forceinline__ void run(const Work& work) {
     const Visible<kV> visible{a, static_cast<i32>(a.common.seqlen_k)};
     const i32 last_row = static_cast<i32>(a.common.seqlen_q) - 1;
-    const TileRange all = tiles_of_rows<kV>(visible, work.row0, min(work.row0 + L::kTileQ - 1, last_row));
+    const auto tiles_of = [&](i32 from, i32 to) {
+      return of_split<kV>(a.common, work, tiles_of_rows<kV>(visible, from, to));
+    };
+    const TileRange all = tiles_of(work.row0, min(work.row0 + L::kTileQ - 1, last_row));
     // This consumer's own rows: tiles that none of them sees are handed back, those that all see need no mask. (In turn,
     // consumers take the same steps.)
     const i32 first = work.row0 + group * 64, last = min(first + 63, last_row);
     TileRange own = all;
-    if constexpr (!kV.ping_pong) own = tiles_of_rows<kV>(visible, first, last);
+    if constexpr (!kV.ping_pong) own = tiles_of(first, last);
     if (own.end <= own.begin) own.begin = own.end = all.begin;
     const i32 unmasked_end = visible.hi(first) / kV.tile_k;
     const i32 unmasked_begin = kV.has_lower_end ? (visible.lo(last) + kV.tile_k - 1) / kV.tile_k : 0;

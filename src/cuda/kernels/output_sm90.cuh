@@ -19,7 +19,8 @@ __device__ __forceinline__ unsigned short* out_row(const AttentionFwdParams& p, 
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const Work& work, i32 warp_row, u32 rows,
                                           u32 out, int lane) {
-  constexpr AttentionFwdVariant kScalar = {.is_bf16 = kV.is_bf16, .head_dim_v = kV.head_dim_v, .tile_k = kV.tile_k};
+  constexpr AttentionFwdVariant kScalar = {
+      .is_bf16 = kV.is_bf16, .head_dim_v = kV.head_dim_v, .tile_k = kV.tile_k, .split = kV.split};
   const AttentionFwdParams& p = a.common;
   BlockWork w;
   w.b = work.b, w.cache_row = work.b;
@@ -31,6 +32,10 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
     w.offset = a.offset;
   }
   w.tile_end = w.k_len / kV.tile_k + 1;
+  if constexpr (kV.split) {
+    w.split = work.split;
+    w.tile_begin = w.split * p.split_tiles, w.tile_end = w.tile_begin + p.split_tiles;
+  }
 #pragma unroll 1
   for (; rows != 0; rows &= rows - 1) {
     const int r = __ffs(static_cast<int>(rows)) - 1, row = warp_row % 64 + r;
@@ -95,6 +100,34 @@ __device__ __forceinline__ void store_registers(const AttentionFwdParams& p, con
   }
 }
 
+// O and lse of one split, f32. One without a key adds nothing: 0 and -inf.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void store_partials(const AttentionFwdSm90Params& a, const Work& work,
+                                               const float (&acc_o)[Layout<kV>::kOut], const float (&lse)[2],
+                                               i32 warp_row, u32 redo, int lane) {
+  const AttentionFwdParams& p = a.common;
+  BlockWork w;
+  w.b = work.b, w.split = work.split;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const i32 query = warp_row + lane / 4 + r * 8;
+    if (query >= p.seqlen_q) continue;
+    const i64 slot = partial_slot(p, w, work.head, query);
+    float* const to = p.partial_out + slot * p.head_dim_v;
+#pragma unroll
+    for (int n = 0; n < kV.head_dim_v / 8; ++n) {
+      const int column = n * 8 + lane % 4 * 2;
+      if (column < p.head_dim_v)
+        *reinterpret_cast<float2*>(to + column) = make_float2(acc_o[n * 4 + r * 2], acc_o[n * 4 + r * 2 + 1]);
+    }
+    if (lane % 4 == 0) p.partial_lse[slot] = lse[r];
+  }
+  if (kV.mask != kMaskNone && redo != 0) {
+    __syncwarp();
+    redo_rows<kV>(a, work, warp_row, redo, 0, lane);
+  }
+}
+
 // Divides by the row sums, adds the sink, stores lse and, by one bulk copy where all rows are the sequence's, O.
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Work& work,
@@ -113,7 +146,7 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
     if (__any_sync(0xffffffffu, nan[0] || nan[1]))
       redo = __reduce_or_sync(0xffffffffu, (nan[0] ? 1u << lane / 4 : 0) | (nan[1] ? 256u << lane / 4 : 0));
   }
-  float factor[2];
+  float factor[2], lse[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const i32 query = warp_row + lane / 4 + r * 8;
@@ -121,7 +154,7 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
     sum += __shfl_xor_sync(0xffffffffu, sum, 1);
     sum += __shfl_xor_sync(0xffffffffu, sum, 2);
     if (kV.lengths && query >= work.q_len) sum = 0.0f;
-    if (p.sinks != nullptr && (!kV.lengths || query < work.q_len)) {
+    if (!kV.split && p.sinks != nullptr && (!kV.lengths || query < work.q_len)) {
       const float sink = p.sinks[work.head] * kLog2e, both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
       of_keys = ex2(top - reference);
       sum = sum * of_keys + ex2(sink - reference);
@@ -129,11 +162,12 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
     }
     if constexpr (kV.terms) of_keys *= p.dropout_scale;
     factor[r] = sum == 0.0f ? 0.0f : __fdividef(of_keys, sum);
+    lse[r] = sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
+    if constexpr (kV.split) continue;
     const i32 row = kV.lengths ? work.q_begin + query : query;
     if (lane % 4 == 0 && (kV.lengths ? query >= work.written_begin && query < work.written_end : query < p.seqlen_q) &&
         p.lse != nullptr)
-      p.lse[work.b * p.lse_stride.b + work.head * p.lse_stride.h + row * p.lse_stride.s] =
-          sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
+      p.lse[work.b * p.lse_stride.b + work.head * p.lse_stride.h + row * p.lse_stride.s] = lse[r];
   }
   rescale(acc_o, factor);
   if constexpr (kV.lengths) {  // padding is 0, even behind keys whose values are NaN
@@ -142,6 +176,10 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
       for (int i = 0; i < L::kOut; ++i)
         if (warp_row + lane / 4 + i / 2 % 2 * 8 >= work.q_len) acc_o[i] = 0.0f;
     }
+  }
+  if constexpr (kV.split) {
+    store_partials<kV>(a, work, acc_o, lse, warp_row, redo, lane);
+    return;
   }
   if constexpr (!L::kOutStaged) {
     store_registers<kV>(p, work, acc_o, warp_row, lane);

@@ -62,6 +62,7 @@ struct AttentionFwdSm90Variant {
   int has_lower_end = 0;  // rows do not see the first keys either
   int lengths = 0;        // sequences' lengths and places come from the device; chunk
   int terms = 0;          // softcap, bias, ALiBi, mask tensor, dropout; with lengths
+  int split = 0;          // writes f32 partials for combine
 };
 
 struct AttentionFwdParams {

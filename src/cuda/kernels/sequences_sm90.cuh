@@ -92,7 +92,7 @@ __device__ __forceinline__ bool locate(const AttentionFwdSm90Params& a, u32 inde
 __device__ __forceinline__ void store_work(u32 place, const Work& work) {
   const i32 words[] = {work.row0,  work.head,          work.b,           work.q_begin,  work.q_len, work.k_len,
                        work.written_begin, work.written_end, work.lo_shift, work.hi_shift, work.offset};
-  static_assert(sizeof words == sizeof(Work));
+  static_assert(sizeof words == 4 * kSequenceWorkWords);
 #pragma unroll
   for (int i = 0; i < kSequenceWorkWords; ++i) store_shared(place + 4 * i, static_cast<u32>(words[i]));
 }

@@ -19,8 +19,9 @@ struct Work {
   i32 written_begin = 0, written_end = 0;  // queries whose rows are written: from q_len on, padding
   i32 lo_shift = 0, hi_shift = 0;          // as in AttentionFwdSm90Params, of this sequence
   i32 offset = 0;                          // position of query i: i + offset
+  i32 split = 0;                           // of the keys; variants without lengths only
 };
-static_assert(sizeof(Work) == 4 * kSequenceWorkWords);
+static_assert(sizeof(Work) == 4 * (kSequenceWorkWords + 1));
 
 template <AttentionFwdSm90Variant kV>
 struct Layout {
@@ -141,6 +142,13 @@ HEED_DEVICE TileRange tiles_between(i32 lo, i32 hi, bool has_rows) {
   const i32 begin = static_cast<u32>(lo) / kV.tile_k;
   return {begin, hi > lo && has_rows ? static_cast<i32>((static_cast<u32>(hi) + kV.tile_k - 1) / kV.tile_k) : begin};
 }
+// Those of them that the turn's split has.
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE TileRange of_split(const AttentionFwdParams& p, const Work& work, TileRange range) {
+  if constexpr (!kV.split) return range;
+  const i32 begin = at_least(range.begin, work.split * p.split_tiles);
+  return {begin, at_least(at_most(range.end, (work.split + 1) * p.split_tiles), begin)};
+}
 template <AttentionFwdSm90Variant kV>
 HEED_DEVICE TileRange tiles_of_rows(const Visible<kV>& visible, i32 first, i32 last) {
   return tiles_between<kV>(visible.lo(first), visible.hi(last), last >= first);
@@ -151,6 +159,12 @@ HEED_DEVICE TileRange tiles_of_rows(const Visible<kV>& visible, i32 first, i32 l
 // few heads' longest rows at the end would keep a few blocks busy alone.
 template <AttentionFwdSm90Variant kV>
 HEED_DEVICE Work work_at(const AttentionFwdParams& p, u32 index) {
+  i32 split = 0;
+  if constexpr (kV.split) {  // those of the same rows one after the other
+    const u32 splits = static_cast<u32>(p.max_splits);
+    split = static_cast<i32>(index % splits);
+    index /= splits;
+  }
   const u32 tiles = static_cast<u32>(p.num_tiles_q), heads = p.nheads_q;
   u32 tile, batch_head;
   if (kV.mask == kMaskNone || !p.longest_first) {
@@ -164,8 +178,10 @@ HEED_DEVICE Work work_at(const AttentionFwdParams& p, u32 index) {
     tile = rest / here;
     batch_head = section * section_heads + rest % here;
   }
-  return {static_cast<i32>(tile * Layout<kV>::kTileQ), static_cast<i32>(batch_head % heads),
-          static_cast<i32>(batch_head / heads)};
+  Work work = {static_cast<i32>(tile * Layout<kV>::kTileQ), static_cast<i32>(batch_head % heads),
+               static_cast<i32>(batch_head / heads)};
+  work.split = split;
+  return work;
 }
 
 // Where element (row, column) of a tile lies: boxes of 64 columns one after the other, 16-byte units of a row swizzled.
