@@ -1,6 +1,8 @@
 // heed_info: what a person asks first about heed on this machine.
+#include <filesystem>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 #include "base/config.h"
@@ -53,6 +55,10 @@ std::string entry_text(std::string_view name, std::string text) {
 }
 
 std::string cache_text() {
+  const std::string folder = cuda::default_cache_folder();
+  std::error_code error;  // to ask makes no folder
+  if (!folder.empty() && !std::filesystem::exists(folder, error) && !error)
+    return heed::format("{}: nothing yet", folder);
   const cuda::DiskCache& cache = cuda::disk_cache();
   if (cache.folder().empty()) return "none: no folder that could be used; set HEED_CACHE_DIR";
   const cuda::DiskCache::Contents contents = cache.contents();

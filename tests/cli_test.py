@@ -152,6 +152,12 @@ class Info(CommandTest):
         for part in ("machine", "gpu", "kernel cache", "cpu/attention_fwd_", "ref/attention", "HEED_THREADS"):
             self.assertIn(part, text)
 
+    def test_looking_makes_no_folder(self):
+        with tempfile.TemporaryDirectory() as folder:
+            cache = os.path.join(folder, "kernels")
+            self.assertIn(f"{cache}: nothing yet", self.ok("info", HEED_CACHE_DIR=cache))
+            self.assertFalse(os.path.exists(cache))
+
     def test_json(self):
         facts = json.loads(self.ok("info", "--json", HEED_THREADS="1"))
         self.assertGreaterEqual(facts["machine"]["cores"], 1)

@@ -16,6 +16,7 @@
 #include <string>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "heed/heed.h"
 
@@ -309,6 +310,22 @@ class Plan {
   }
   std::unique_ptr<heed_plan, decltype(&heed_plan_destroy)> plan_;
 };
+
+// heed_warm: compiles the GPU kernels that the problems launch and keeps them in the cache on disk. arch as in
+// heed_warm_options: "sm_90a", or nullptr for the GPU that each problem names.
+inline heed_warm_result warm(std::span<const Problem> problems, const char* arch = nullptr,
+                             const heed_executor* executor = nullptr) {
+  std::vector<const heed_problem*> handles;
+  for (const Problem& problem : problems) handles.push_back(problem.get());
+  heed_warm_options options = {};
+  options.struct_size = sizeof options;
+  options.arch = arch;
+  options.executor = executor;
+  heed_warm_result result = {};
+  result.struct_size = sizeof result;
+  check(heed_warm(handles.data(), static_cast<int32_t>(handles.size()), &options, &result));
+  return result;
+}
 
 // Options of kv_append; names and meanings are those of heed_kv_append_args.
 struct KvAppendOptions {

@@ -5,6 +5,9 @@
 
 #include <cstdlib>
 #include <new>
+#include <optional>
+#include <string>
+#include <vector>
 
 #include "core.h"
 
@@ -152,6 +155,29 @@ nb::dict plan_cache() {
   return row;
 }
 
+nb::dict warm(nb::sequence problems, const std::optional<std::string>& arch) {
+  std::vector<const heed_problem*> handles;
+  for (nb::handle problem : problems) handles.push_back(nb::cast<const Problem&>(problem).get());
+  heed_warm_options options = {};
+  options.struct_size = sizeof options;
+  options.arch = arch ? arch->c_str() : nullptr;
+  heed_warm_result result = {};
+  result.struct_size = sizeof result;
+  heed_status status = HEED_OK;
+  std::string message;  // the error text is this thread's, and to be read before the lock is taken again
+  {
+    nb::gil_scoped_release unlocked;
+    status = heed_warm(handles.data(), static_cast<int32_t>(handles.size()), &options, &result);
+    if (status != HEED_OK) message = heed_last_error();
+  }
+  if (status != HEED_OK) throw StatusError(status, message);
+  nb::dict row;
+  row["num_kernels"] = result.num_kernels;
+  row["num_compiled"] = result.num_compiled;
+  row["compile_seconds"] = result.compile_seconds;
+  return row;
+}
+
 // Memory with a known alignment: workspaces, and tensors of callers that have no array library at hand.
 class Buffer {
  public:
@@ -210,6 +236,8 @@ NB_MODULE(_core, module) {
   module.def("config", &config, "Every HEED_* variable: a list of dicts.");
   module.def("plan_cache", &plan_cache, "Hits, misses, entries and capacity of the one-call functions' cache.");
   module.def("plan_cache_clear", &heed_plan_cache_clear);
+  module.def("warm", &warm, nb::arg("problems"), nb::arg("arch").none() = nb::none(),
+             "heed_warm: what it did. The caller keeps the problems meanwhile.");
 }
 
 }  // namespace heed_python

@@ -1,8 +1,9 @@
 """heed: exact attention, explained.
 
 ``attention`` and ``kv_append`` take arrays of NumPy, PyTorch, CuPy, JAX or anything with DLPack as they lie in memory;
-``explain`` says how a call would be done and why, ``info`` what this machine has. ``heed.torch``, ``heed.flash_attn``,
-``heed.transformers`` and ``heed.jax`` are for their libraries, ``heed.plot`` draws, ``heed._core`` is the C interface.
+``explain`` says how a call would be done and why, ``info`` what this machine has, ``warm`` compiles for a GPU ahead.
+``heed.torch``, ``heed.flash_attn``, ``heed.transformers`` and ``heed.jax`` are for their libraries, ``heed.plot`` draws,
+``heed._core`` is the C interface.
 """
 
 import importlib as _importlib
@@ -16,7 +17,7 @@ from ._core import (Error, InitializationFailed, InvalidArgument, NotFound, NotS
 __version__ = _core.version()
 
 __all__ = ["Error", "InitializationFailed", "InvalidArgument", "NotFound", "NotSupported", "OperationFailed",
-           "OutOfMemory", "attention", "explain", "info", "kv_append", "version"]
+           "OutOfMemory", "attention", "explain", "info", "kv_append", "version", "warm"]
 
 
 def version() -> str:
@@ -42,6 +43,19 @@ def explain(problem, k=None, v=None, *, backend=None, **options) -> str:
             raise InvalidArgument("problem: a problem line says everything; no tensors or options beside it")
         return _core.Problem(problem).explain(backend)
     return _problem_of(problem, k, v, **options).explain(backend)
+
+
+def warm(problems, *, arch=None) -> dict:
+    """Compiles the GPU kernels that problems launch, and keeps them on disk for every later process.
+
+    problems: a problem line, or several; arch "sm_90a" is for the usual GPU of that architecture, none needs to be here,
+    None for the GPU that each line names. Returns num_kernels, num_compiled (the others were on disk) and
+    compile_seconds.
+
+    >>> heed.warm("attention b=4 hq=32 hkv=8 sq=4096 d=128 bf16 causal", arch="sm_90a")
+    """
+    lines = [problems] if isinstance(problems, str) else problems
+    return _core.warm([_core.Problem(line) for line in lines], arch)
 
 
 def _wheel_folder():

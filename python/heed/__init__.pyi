@@ -1,4 +1,5 @@
 # Types of the package's functions. Arrays are those of any library, all of one call of the same.
+from collections.abc import Iterable
 from typing import Any, Literal, TypeVar, overload
 
 class Error(RuntimeError):
@@ -19,6 +20,7 @@ Layout = Literal["bshd", "bhsd", "thd"]
 
 def version() -> str: ...
 def info() -> str: ...
+def warm(problems: str | Iterable[str], *, arch: str | None = None) -> dict[str, float]: ...
 @overload
 def explain(problem: str, k: None = None, v: None = None, *, backend: str | None = None) -> str: ...
 @overload

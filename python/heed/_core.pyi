@@ -485,3 +485,6 @@ def plan_cache() -> dict:
     """Hits, misses, entries and capacity of the one-call functions' cache."""
 
 def plan_cache_clear() -> None: ...
+
+def warm(problems: Sequence, arch: str | None = None) -> dict:
+    """heed_warm: what it did. The caller keeps the problems meanwhile."""

@@ -348,3 +348,15 @@ def test_the_package_links_no_framework_and_no_cuda():
         system = {"libc.so.6", "libm.so.6", "libdl.so.2", "libpthread.so.0", "libgcc_s.so.1", "libstdc++.so.6"}
         foreign = {name for name in needed if name not in system and not name.startswith(("libheed.so", "ld-linux"))}
         assert not foreign, f"{file.name} needs {foreign}"
+
+
+# ---- warm ------------------------------------------------------------------------------------------------------------
+
+def test_warm_says_what_it_did_or_why_not():
+    assert heed.warm([]) == {"num_kernels": 0, "num_compiled": 0, "compile_seconds": 0.0}
+    with pytest.raises(heed.InvalidArgument, match='architecture = "sm_1"'):
+        heed.warm("attention sq=64 d=64 bf16", arch="sm_1")
+    with pytest.raises(heed.NotSupported, match="no GPU kernel does"):
+        heed.warm("attention sq=64 d=64 pass=bwd", arch="sm_90a")
+    with pytest.raises(heed.InvalidArgument, match="problem line"):
+        heed.warm(["nonsense"])

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cuda/warm.h"
-#include "heed/heed.h"
+#include "heed/heed.hpp"
 #include "ops/problem_line.h"
 
 namespace heed::cuda {
@@ -116,6 +116,18 @@ TEST_F(Warm, Errors) {
   if (!has_compiler_) expect_error(heed_warm(&plain, 1, &sm_90a, &result), HEED_INITIALIZATION_FAILED, "no NVRTC");
   EXPECT_EQ(result.num_kernels, 0);
   EXPECT_EQ(heed_warm(nullptr, 0, nullptr, &result), HEED_OK);
+}
+
+TEST_F(Warm, InCpp) {
+  EXPECT_EQ(heed::warm({}).num_kernels, 0);
+  const heed::Problem known[] = {heed::Problem::parse("attention sq=64 d=64 pass=bwd device=cuda")};
+  try {
+    heed::warm(known, "sm_1");
+    FAIL() << "sm_1 is no architecture";
+  } catch (const heed::Error& error) {
+    EXPECT_NE(std::string(error.what()).find("architecture = \"sm_1\""), std::string::npos) << error.what();
+  }
+  EXPECT_THROW(heed::warm(known, "sm_80"), heed::Error);  // no kernel does it
 }
 
 struct Heard {
