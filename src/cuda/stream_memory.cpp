@@ -44,10 +44,11 @@ CUresult allocate(size_t bytes, CUstream stream, CUdeviceptr& memory) {
 // A block of the stream's own; none where it cannot have one now. What a graph uses has to be the graph's.
 StreamBlock take_kept(size_t bytes, CUstream stream) {
   const Driver& cuda = *driver().value();
+  CUcontext context = nullptr;
   uint64_t context_id = 0, stream_id = 0;
   int32_t capturing = 0;
-  if (bytes > kMostKept || stream == kPerThreadStream || cuda.ctx_get_id(nullptr, &context_id) != kCudaSuccess ||
-      cuda.stream_get_id(stream, &stream_id) != kCudaSuccess ||
+  if (bytes > kMostKept || stream == kPerThreadStream || cuda.ctx_get_current(&context) != kCudaSuccess ||
+      cuda.ctx_get_id(context, &context_id) != kCudaSuccess || cuda.stream_get_id(stream, &stream_id) != kCudaSuccess ||
       cuda.stream_is_capturing(stream, &capturing) != kCudaSuccess || capturing != 0) {
     return {};
   }
