@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <numeric>
 #include <random>
 
 #include "base/format.h"
@@ -18,8 +19,8 @@ bool has_terms(const AttentionProblem& p) { return p.softcap || p.bias() || p.al
 
 // Lengths, or the places of keys, that the host does not know; chunks and terms of the score are done where those are.
 bool has_lengths(const AttentionProblem& p) {
-  return has_terms(p) || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0 ||
-         p.chunk > 0;
+  return has_terms(p) || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() ||
+         p.cache_batch > 0 || p.chunk > 0;
 }
 bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0 || has_lengths(p); }
 
@@ -28,6 +29,7 @@ std::array<int64_t, 2> rows_of_q(const AttentionProblem& p) {
   return p.packed_q() ? std::array<int64_t, 2>{p.total_q, 1} : std::array<int64_t, 2>{p.seqlen_q, p.batch};
 }
 std::array<int64_t, 2> rows_of_k(const AttentionProblem& p) {
+  if (p.paged()) return {p.page_size, p.num_pages};
   if (p.packed_k()) return {p.total_k, 1};
   return {p.seqlen_k, p.cache_batch > 0 ? p.cache_batch : p.batch};
 }
@@ -38,6 +40,14 @@ bool strides_fit(const std::array<int64_t, 4>& strides, const std::array<int64_t
   for (size_t i = 0; i < sizes.size(); ++i)
     if (sizes[i] > 1 && (strides[i] < 0 || strides[i] >= int64_t{1} << 38)) return false;
   return true;
+}
+
+// Rows that the swizzle's pattern takes to come round: a bulk copy starts at a multiple of them.
+constexpr int64_t kSwizzleRows = 8;
+
+// Rows of k and v that one bulk copy takes: of pages what divides both a page and a tile.
+int32_t box_rows(const AttentionProblem& p, int32_t tile_k) {
+  return p.paged() ? static_cast<int32_t>(std::gcd(p.page_size, int64_t{tile_k})) : tile_k;
 }
 
 bool tensors_fit(const AttentionProblem& p) {
@@ -181,7 +191,10 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
                "cuda/attention_fwd_portable takes any up to 512",
                p.head_dim, p.head_dim_v));
   }
-  if (p.paged()) return decline(format("takes no pages; {}", kNearest));
+  if (p.paged() && p.leftpad) return decline(format("takes no left padding in pages; {}", kNearest));
+  if (p.paged() && p.page_size % kSwizzleRows != 0) {
+    return decline(format("takes pages of multiples of {} keys, not of {}; {}", kSwizzleRows, p.page_size, kNearest));
+  }
   if (p.out_dtype != p.dtype) return decline(format("writes out in the inputs' dtype only; {}", kNearest));
   if (p.batch_invariant) return decline(format("not with batch_invariant; {}", kNearest));
   if (p.splits > 1 && has_lengths(p)) {
@@ -189,8 +202,8 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
         "splits keys only where the host knows all lengths, without chunks and terms of the score; {}", kNearest));
   }
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
-  const int64_t queries = rows_of_q(p)[0], keys = rows_of_k(p)[0];
-  if (p.batch < 1 || p.nheads_q < 1 || queries < 1 || keys < 1) {
+  const int64_t queries = rows_of_q(p)[0], keys = most_keys(p);
+  if (p.batch < 1 || p.nheads_q < 1 || queries < 1 || keys < 1 || rows_of_k(p)[1] < 1) {
     return decline(format("takes no empty tensors; {}", kNearest));
   }
   if (queries > kMostRows || keys > kMostRows ||
@@ -229,7 +242,7 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   const AttentionFwdParams& c = params.common;
   const auto [q_rows, q_sequences] = rows_of_q(p);
   const auto [k_rows, k_sequences] = rows_of_k(p);
-  const auto k_box = static_cast<uint32_t>(tile_k);
+  const auto k_box = static_cast<uint32_t>(box_rows(p, tile_k));
   HEED_RETURN_IF_ERROR(
       encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, kConsumerRows, params.q_map));
   HEED_RETURN_IF_ERROR(
@@ -241,6 +254,7 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   const int64_t offset = has_lengths(p) ? 0 : offset_of(p);
   params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * (p.packed_q() ? 1 : c.batch) * c.max_splits);
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));
+  params.page_box = p.paged() ? box_rows(p, tile_k) : 0;
   // Two elements at once: the first key of a thread's two has an even index.
   const auto in_pairs = [&p](Slot slot, int32_t element_bytes) {
     return p.strides(slot)[3] == 1 && p.align[static_cast<size_t>(slot)] >= 2 * element_bytes;

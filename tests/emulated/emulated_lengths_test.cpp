@@ -116,19 +116,42 @@ TEST(EmulatedSm90Lengths, Chunks) {
         << offset;
 }
 
+// Several pages a tile, several tiles a page, and neither; entries past the last key point outside the cache.
+TEST(EmulatedSm90Lengths, Pages) {
+  for (const int page_size : {8, 16, 24, 64, 256}) {
+    Case c = {.batch = 3,
+              .nheads_q = 2,
+              .seqlen_q = 70,
+              .seqlen_k = 300,
+              .head_dim = 64,
+              .head_dim_v = 64,
+              .right = 0,
+              .hidden_nan = true,
+              .used_k = {300, 0, 131},
+              .page_size = page_size};
+    EXPECT_EQ(failure_of<kD64>(c, 13), "") << page_size;
+    c.cache_rows = {2, 0, 3}, c.used_q = {70, 5, 1}, c.left = 100;
+    c.head_dim = c.head_dim_v = 128;
+    EXPECT_EQ(failure_of<kD128>(c, 14), "") << page_size;
+  }
+}
+
 // A sequence whose data are bad is 0; with offsets out of order the rest is still found, and nothing else is written.
 TEST(EmulatedSm90Lengths, BadSequences) {
-  const Case c = {.batch = 4,
-                  .nheads_q = 2,
-                  .head_dim = 64,
-                  .head_dim_v = 64,
-                  .right = 0,
-                  .packed_q = true,
-                  .packed_k = true,
-                  .rows_q = {70, 80, 3, 130},
-                  .rows_k = {70, 80, 3, 130},
-                  .bad = {1}};
+  Case c = {.batch = 4,
+            .nheads_q = 2,
+            .head_dim = 64,
+            .head_dim_v = 64,
+            .right = 0,
+            .packed_q = true,
+            .packed_k = true,
+            .rows_q = {70, 80, 3, 130},
+            .rows_k = {70, 80, 3, 130},
+            .bad = {1}};
   EXPECT_EQ(failure_of<kD64>(c, 10), "");
+  c.bad = {1, 2}, c.wrong_cu = 2;
+  EXPECT_EQ(failure_of<kD64>(c, 15), "");
+  EXPECT_EQ(failure_of<kD64Short>(c, 16), "");
 }
 
 // Sequences of few queries are another kernel's: only their padding is written.

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -36,8 +37,10 @@ struct Case {
   std::vector<int> used_q = {}, used_k = {};  // seqused
   std::vector<int> leftpad = {}, cache_rows = {};
   std::vector<int> bad = {};  // sequences whose status is not 0
+  int wrong_cu = 0;  // > 0: this entry of cu_seqlens_q lies outside; all rows have been cleared, here left alone
   int gap = 0, chunk = 0, min_rows = 0;
   int splits = 0;
+  int page_size = 0;  // k and v in pages of shuffled places
   // Terms of the score. Bias and mask: [sequence, head, row, key], a broadcast dimension has stride 0.
   float softcap = 0, dropout = 0;
   int dropout_base = 0;  // index_base of keys
@@ -67,12 +70,14 @@ class Problem {
       s.is_mine = s.q_len * (c.nheads_q / c.nheads_kv) >= c.min_rows;
       status.push_back(s.is_bad), sequences.push_back(s);
     }
-    cu_q.push_back(total_q), cu_k.push_back(total_k), status.push_back(0);
+    cu_q.push_back(total_q), cu_k.push_back(total_k), status.push_back(c.wrong_cu > 0);
+    if (c.wrong_cu > 0) cu_q[c.wrong_cu] = 1 << 20;
     q_batch = c.packed_q ? 1 : c.batch, q_rows = c.packed_q ? total_q + c.gap : c.seqlen_q;
     k_rows = c.packed_k ? total_k + c.gap : c.seqlen_k;
     k_batch = c.packed_k             ? 1
               : c.cache_rows.empty() ? c.batch
                                      : 1 + *std::max_element(c.cache_rows.begin(), c.cache_rows.end());
+    if (c.page_size > 0) make_pages();
     q = tensor(q_batch, q_rows, c.nheads_q, c.head_dim, c.times);
     k = tensor(k_batch, k_rows, c.nheads_kv, c.head_dim, 1.0f);
     v = tensor(k_batch, k_rows, c.nheads_kv, c.head_dim_v, 1.0f);
@@ -110,7 +115,9 @@ class Problem {
     p.leftpad_k = c_.leftpad.empty() ? nullptr : c_.leftpad.data();
     p.cache_batch_idx = c_.cache_rows.empty() ? nullptr : c_.cache_rows.data();
     p.cache_rows = k_batch, p.chunk = c_.chunk, p.min_rows = c_.min_rows;
-    p.sequence_status = c_.packed_q ? status.data() : nullptr;
+    p.sequence_status = c_.packed_q || c_.page_size > 0 ? status.data() : nullptr;
+    p.page_table = c_.page_size > 0 ? page_table.data() : nullptr;
+    p.page_size = c_.page_size, p.num_pages = k_batch, p.page_table_step = 1, p.page_table_stride = pages_each;
     p.softcap = c_.softcap;
     p.alibi_slopes = c_.alibi ? slopes.data() : nullptr;
     p.bias = !c_.bias ? nullptr : c_.bias_is_f32 ? static_cast<const void*>(bias.data()) : bias16.data();
@@ -156,7 +163,8 @@ class Problem {
     std::vector<char> owned(size_t(q_batch) * q_rows, 0);
     for (int b = 0; b < c_.batch; ++b)
       for (int i = 0; i < sequences[b].q_rows; ++i) {
-        const bool is_written = sequences[b].is_mine || i >= sequences[b].q_len;
+        const bool is_written =
+            c_.wrong_cu > 0 ? !sequences[b].is_bad : sequences[b].is_mine || i >= sequences[b].q_len;
         owned[(c_.packed_q ? 0 : size_t(b) * q_rows) + sequences[b].q_begin + i] = is_written;
         for (int h = 0; h < c_.nheads_q && is_written; ++h)
           if (const std::string wrong = judge_row(b, h, i); !wrong.empty()) return wrong;
@@ -176,7 +184,8 @@ class Problem {
   int q_batch, q_rows, k_batch, k_rows;
   std::vector<uint16_t> q, k, v, out;
   std::vector<float> lse, sinks;
-  std::vector<int> cu_q, cu_k, status;
+  std::vector<int> cu_q, cu_k, status, page_table;
+  int pages_each = 0;
   std::vector<float> slopes, bias;
   std::vector<uint16_t> bias16;
   std::vector<unsigned char> mask;
@@ -223,6 +232,27 @@ class Problem {
     return words[column % 4] < dropout_threshold(c_.dropout);
   }
 
+  // What would be the rows of a cache becomes its table of pages; entries past a sequence's end point nowhere.
+  void make_pages() {
+    const int rows = k_batch;
+    pages_each = (c_.seqlen_k + c_.page_size - 1) / c_.page_size;
+    k_batch = rows * pages_each + 1, k_rows = c_.page_size;
+    for (int page = 1; page < k_batch; ++page) page_table.push_back(page);
+    std::shuffle(page_table.begin(), page_table.end(), random_);
+    for (int row = 0; row < rows; ++row) {
+      int keys = 0;
+      for (const Sequence& s : sequences)
+        if (s.k_row == row) keys = std::max(keys, s.k_len);
+      for (int page = (keys + c_.page_size - 1) / c_.page_size; page < pages_each; ++page)
+        page_table[row * pages_each + page] = 1 << 20;
+    }
+  }
+  // Row of k and v that holds key j.
+  size_t key_row(const Sequence& s, int j) const {
+    if (c_.page_size == 0) return size_t(s.k_row) * k_rows + s.k_begin + j;
+    return size_t(page_table[s.k_row * pages_each + j / c_.page_size]) * c_.page_size + j % c_.page_size;
+  }
+
   // NaN in rows of V that nobody sees, in rows of K that lie in no sequence and in queries that do not count.
   void poison() {
     std::vector<char> seen(size_t(k_batch) * k_rows, 0), inside(seen), counts(size_t(q_batch) * q_rows, 0);
@@ -230,7 +260,7 @@ class Problem {
       const Sequence& s = sequences[b];
       for (int i = 0; i < s.q_len; ++i) counts[(c_.packed_q ? 0 : size_t(b) * q_rows) + s.q_begin + i] = 1;
       for (int j = 0; j < s.k_len; ++j) {
-        const size_t row = size_t(s.k_row) * k_rows + s.k_begin + j;
+        const size_t row = key_row(s, j);
         inside[row] = 1;
         for (int i = 0; i < s.q_len; ++i) seen[row] = seen[row] || sees(s, i, j);
       }
@@ -280,7 +310,6 @@ class Problem {
     const Sequence& s = sequences[b];
     const int h_kv = h / (c_.nheads_q / c_.nheads_kv);
     const size_t q_at = (c_.packed_q ? 0 : size_t(b) * q_rows) + s.q_begin + i;
-    const size_t k_at = size_t(s.k_row) * k_rows + s.k_begin;
     std::vector<double> score(s.k_len, -std::numeric_limits<double>::infinity());
     double top = c_.sinks ? sinks[h] : -std::numeric_limits<double>::infinity(), sum = 0;
     for (int j = 0; j < s.k_len; ++j) {
@@ -288,7 +317,7 @@ class Problem {
       double dot = 0;
       for (int d = 0; d < c_.head_dim; ++d)
         dot += double{number(q[(q_at * c_.nheads_q + h) * c_.head_dim + d])} *
-               number(k[((k_at + j) * c_.nheads_kv + h_kv) * c_.head_dim + d]);
+               number(k[(key_row(s, j) * c_.nheads_kv + h_kv) * c_.head_dim + d]);
       score[j] = dot * c_.scale;
       if (c_.softcap > 0) score[j] = c_.softcap * std::tanh(score[j] / c_.softcap);
       if (c_.bias) score[j] += bias[term_at(b, h, i, j)];
@@ -302,7 +331,7 @@ class Problem {
       sum += p;
       if (c_.dropout > 0 && !keeps(b, h, i, j)) continue;
       for (int d = 0; d < c_.head_dim_v; ++d)
-        o[d] += p / (1.0 - c_.dropout) * number(v[((k_at + j) * c_.nheads_kv + h_kv) * c_.head_dim_v + d]);
+        o[d] += p / (1.0 - c_.dropout) * number(v[(key_row(s, j) * c_.nheads_kv + h_kv) * c_.head_dim_v + d]);
     }
     if (c_.sinks) sum += std::exp(sinks[h] - top);
     for (double& x : o) x /= sum;
@@ -348,8 +377,10 @@ std::string failure_of(const Case& c, unsigned seed) {
   if (c.counts_tiles) a.next_tile = &counter, a.mark = 0x5a5a5a5a5aull << kTileBits;
   const int q_batch = problem.q_batch, q_rows = problem.q_rows, k_batch = problem.k_batch, k_rows = problem.k_rows;
   map_tensor(a.q_map, problem.q.data(), c.head_dim, q_rows, c.nheads_q, q_batch, p.q_stride, 64);
-  map_tensor(a.k_map, problem.k.data(), c.head_dim, k_rows, c.nheads_kv, k_batch, p.k_stride, kV.tile_k);
-  map_tensor(a.v_map, problem.v.data(), c.head_dim_v, k_rows, c.nheads_kv, k_batch, p.v_stride, kV.tile_k);
+  a.page_box = c.page_size > 0 ? std::gcd(c.page_size, kV.tile_k) : 0;
+  const int box = c.page_size > 0 ? a.page_box : kV.tile_k;
+  map_tensor(a.k_map, problem.k.data(), c.head_dim, k_rows, c.nheads_kv, k_batch, p.k_stride, box);
+  map_tensor(a.v_map, problem.v.data(), c.head_dim_v, k_rows, c.nheads_kv, k_batch, p.v_stride, box);
   map_tensor(a.out_map, problem.out.data(), c.head_dim_v, q_rows, c.nheads_q, q_batch, p.out_stride, 64);
   const unsigned grid = std::min(3u, static_cast<unsigned>(a.num_work_tiles));
   for (unsigned index = 0; index < grid; ++index) {

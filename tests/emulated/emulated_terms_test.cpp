@@ -118,6 +118,15 @@ TEST(EmulatedSm90Terms, Packed) {
   EXPECT_EQ(failure_of<kD64>(c, 14), "");
 }
 
+TEST(EmulatedSm90Terms, Pages) {
+  Case c = kOf128;
+  c.batch = 2, c.used_k = {330, 170}, c.softcap = 12, c.bias = true;
+  for (const int page_size : {16, 64}) {  // tiles of 80 keys
+    c.page_size = page_size;
+    EXPECT_EQ(failure_of<kD128>(c, 18), "") << page_size;
+  }
+}
+
 // Scores whose first maximum does not hold get their terms again.
 TEST(EmulatedSm90Terms, ExactSteps) {
   Case c = kOf64;

@@ -79,6 +79,13 @@ TEST_F(GpuHopper, Lengths) {
       "lse");
 }
 
+TEST_F(GpuHopper, Pages) {
+  for (const char* rest : {"d=128 bf16 page=16 causal lse", "d=64 f16 page=256 lse", "d=256 bf16 page=64 causal",
+                           "d=96 bf16 page=8 window=300,0 lse", "d=128 f16 page=32 softcap causal lse"})
+    expect_right(std::string("attention b=9 hq=8 hkv=2 sq=300 sk=1024 used_k lk=uniform:0..1024 pages=shuffled ") +
+                 rest);
+}
+
 // Terms of the score, over more tiles than blocks; maxima that do not hold get their terms again.
 TEST_F(GpuHopper, Terms) {
   for (const char* line :

@@ -223,13 +223,15 @@ TEST(CudaPlan, HopperForward) {
         "sq=700 d=64 bf16 used_k used_q", "b=3 sq=700 d=64 bf16 chunk=100", "b=3 d=128 bf16 layout_q=thd tq=70 sk=90",
         "b=3 d=128 bf16 layout_q=thd layout_kv=thd tq=70 tk=90 causal",
         "b=3 sq=5 d=64 f16 used_k leftpad cache_batch=7", "sq=700 d=64 bf16 softcap alibi",
-        "sq=700 d=128 f16 bias=f32:ij mask=bhij dropout causal"})
+        "sq=700 d=128 f16 bias=f32:ij mask=bhij dropout causal", "b=3 sq=70 sk=704 d=128 bf16 page=16 used_k causal",
+        "b=3 sq=70 sk=720 d=64 bf16 page=24 cache_batch=5 softcap"})
     EXPECT_TRUE(verdict(line).accepted) << line << ": " << verdict(line).reason;
   const std::pair<const char*, const char*> declined[] = {
       {"sq=700 d=64", "not f32"},
       {"sq=700 d=60 bf16", "multiples of 8"},
       {"sq=700 d=264 bf16", "up to 256"},
-      {"sq=704 d=64 bf16 page=16 used_k", "pages"},
+      {"sq=704 d=64 bf16 page=4 used_k", "pages"},
+      {"sq=704 d=64 bf16 page=16 used_k leftpad", "left padding in pages"},
       {"b=2 d=64 bf16 layout_q=thd layout_kv=thd tq=0 tk=9", "empty"},
       {"sq=700 d=64 bf16 out=f32", "dtype"},
       {"sq=700 d=64 bf16 align.q=8", "16 bytes"},

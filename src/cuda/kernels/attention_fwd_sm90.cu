@@ -78,12 +78,22 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
     const TileRange range = of_split<kV>(a.common, work, tiles_of_rows<kV>(visible, work.row0, last_row));
 
     auto load_k = [&](i32 n, u32 barrier) {
+      if constexpr (kV.lengths) {
+        if (a.page_box > 0)
+          return load_pages<kV>(a, a.k_map, shared + L::kK + k_ring.stage * L::kBytesK, L::kChunks, barrier,
+                                n * kV.tile_k, work.k_len, head_kv, keys.sequence);
+      }
 #pragma unroll
       for (int c = 0; c < L::kChunks; ++c)
         tma_load(shared + L::kK + k_ring.stage * L::kBytesK + c * L::kChunkK, a.k_map, barrier, c * 64,
                  keys.row + n * kV.tile_k, head_kv, keys.sequence, kEvictLast);
     };
     auto load_v = [&](i32 n, int stage, u32 barrier) {
+      if constexpr (kV.lengths) {
+        if (a.page_box > 0)
+          return load_pages<kV>(a, a.v_map, shared + L::kVAt + stage * L::kBytesV, L::kChunksV, barrier, n * kV.tile_k,
+                                work.k_len, head_kv, keys.sequence);
+      }
 #pragma unroll
       for (int c = 0; c < L::kChunksV; ++c)
         tma_load(shared + L::kVAt + stage * L::kBytesV + c * L::kChunkK, a.v_map, barrier, c * 64,

@@ -161,7 +161,8 @@ struct AttentionFwdSm90Params {
   i32 lo_shift, hi_shift;
   i32 offset;  // position of row i: i + offset
   // Lengths: what they are for every sequence is worked out on the device.
-  i32 chunk;                         // 0: off; at most 2^30
+  i32 chunk;     // 0: off; at most 2^30
+  i32 page_box;  // rows of a box of k and v where those lie in pages, the outermost dimension of their maps then; 0: off
   i32 bias_in_pairs, mask_in_pairs;  // keys lie side by side, two of them on an address of their size
 };
 

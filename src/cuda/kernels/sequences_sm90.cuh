@@ -89,6 +89,36 @@ __device__ __forceinline__ bool locate(const AttentionFwdSm90Params& a, u32 inde
   return true;
 }
 
+// A tile of K or V out of pages, a box of which lies in one page each; boxes behind the sequence's last key, whose pages
+// nobody has stated, come as 0.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void load_pages(const AttentionFwdSm90Params& a, const TensorMap& map, u32 dst, int chunks,
+                                           u32 barrier, i32 first_key, i32 k_len, i32 head, i32 table_row) {
+  constexpr int kAtOnce = 4;  // look-ups under way together
+  const AttentionFwdParams& p = a.common;
+  const u32 page_size = p.page_size;
+  const i32* table = p.page_table + table_row * p.page_table_stride;
+#pragma unroll 1
+  for (i32 row = 0; row < kV.tile_k; row += kAtOnce * a.page_box) {
+    i32 page[kAtOnce], row_of_page[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const u32 key = first_key + row + i * a.page_box;
+      const bool has_keys = static_cast<i32>(key) < k_len;
+      page[i] = has_keys ? table[key / page_size * p.page_table_step] : 0;
+      row_of_page[i] = static_cast<i32>(has_keys ? key % page_size : page_size);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const i32 at = row + i * a.page_box;
+#pragma unroll 1
+      for (int c = 0; c < chunks && at < kV.tile_k; ++c)
+        tma_load(dst + c * Layout<kV>::kChunkK + at * 128, map, barrier, c * 64, row_of_page[i], head, page[i],
+                 kEvictLast);
+    }
+  }
+}
+
 __device__ __forceinline__ void store_work(u32 place, const Work& work) {
   const i32 words[] = {work.row0,  work.head,          work.b,           work.q_begin,  work.q_len, work.k_len,
                        work.written_begin, work.written_end, work.lo_shift, work.hi_shift, work.offset};
