@@ -99,6 +99,7 @@ enum PointerAttribute : int32_t { kPointerMemoryType = 2, kPointerDeviceOrdinal 
   X("cuKernelSetAttribute", kernel_set_attribute, CUresult(int32_t, int32_t, CUkernel, CUdevice))       \
   X("cuLaunchKernelEx", launch_kernel_ex, CUresult(const CUlaunchConfig*, CUfunction, void**, void**))  \
   X("cuStreamIsCapturing", stream_is_capturing, CUresult(CUstream, int32_t*))                           \
+  X("cuThreadExchangeStreamCaptureMode", thread_exchange_stream_capture_mode, CUresult(int32_t*))       \
   X("cuCtxGetId", ctx_get_id, CUresult(CUcontext, uint64_t*))                                           \
   X("cuStreamGetId", stream_get_id, CUresult(CUstream, uint64_t*))                                      \
   X("cuStreamSynchronize", stream_synchronize, CUresult(CUstream))                                      \

@@ -41,17 +41,30 @@ CUresult allocate(size_t bytes, CUstream stream, CUdeviceptr& memory) {
   return driver().value()->mem_alloc_async(&memory, bytes, stream);
 }
 
+// Asked of a stream that is being captured, or while another thread captures one, either question would end that capture
+// with an error (seen on driver 580): captures are told not to mind.
+bool identify(CUstream stream, uint64_t& context_id, uint64_t& stream_id) {
+  const Driver& cuda = *driver().value();
+  constexpr int32_t kRelaxed = 2;
+  int32_t mode = kRelaxed;
+  CUcontext context = nullptr;
+  if (cuda.thread_exchange_stream_capture_mode(&mode) != kCudaSuccess) return false;
+  const bool known = cuda.ctx_get_current(&context) == kCudaSuccess &&
+                     cuda.ctx_get_id(context, &context_id) == kCudaSuccess &&
+                     cuda.stream_get_id(stream, &stream_id) == kCudaSuccess;
+  return cuda.thread_exchange_stream_capture_mode(&mode) == kCudaSuccess && known;
+}
+
 // A block of the stream's own; none where it cannot have one now. What a graph uses has to be the graph's.
 StreamBlock take_kept(size_t bytes, CUstream stream) {
   const Driver& cuda = *driver().value();
-  CUcontext context = nullptr;
-  uint64_t context_id = 0, stream_id = 0;
   int32_t capturing = 0;
-  if (bytes > kMostKept || stream == kPerThreadStream || cuda.ctx_get_current(&context) != kCudaSuccess ||
-      cuda.ctx_get_id(context, &context_id) != kCudaSuccess || cuda.stream_get_id(stream, &stream_id) != kCudaSuccess ||
-      cuda.stream_is_capturing(stream, &capturing) != kCudaSuccess || capturing != 0) {
+  if (bytes > kMostKept || stream == kPerThreadStream || cuda.stream_is_capturing(stream, &capturing) != kCudaSuccess ||
+      capturing != 0) {
     return {};
   }
+  uint64_t context_id = 0, stream_id = 0;
+  if (!identify(stream, context_id, stream_id)) return {};
   Slots& kept = slots();
   const std::lock_guard lock(kept.mutex);
   size_t i = 0;

@@ -175,11 +175,13 @@ TEST_P(StreamMemory, StaysWithItsStream) {
   }
   EXPECT_EQ(fake_cuda_live_allocations(), live) << "a large block does not stay";
   fake_cuda_capture(one, 1);
+  const int64_t asked = fake_cuda_calls("cuStreamGetId") + fake_cuda_calls("cuCtxGetId");
   {
     Workspace captured;
     ASSERT_TRUE(captured.allocate(1000, Device::kCuda, 0, nullptr, one).ok());
     EXPECT_EQ(fake_cuda_live_allocations(), live + 1) << "what a graph uses is the graph's";
   }
+  EXPECT_EQ(fake_cuda_calls("cuStreamGetId") + fake_cuda_calls("cuCtxGetId"), asked) << "would end the capture";
   fake_cuda_capture(one, 0);
   EXPECT_EQ(fake_cuda_live_allocations(), live);
   Workspace per_thread;  // one handle for many streams

@@ -33,8 +33,18 @@ Result cuLibraryGetKernel(void** found, void*, const char*) { return *found = &k
 Result cuKernelGetAttribute(int32_t* value, int32_t, void*, int32_t) { return *value = 0, kSuccess; }
 Result cuKernelSetAttribute(int32_t, int32_t, void*, int32_t) { return kSuccess; }
 
-Result cuCtxGetId(void*, uint64_t* id) { return *id = 1, accepting ? kSuccess : kNotSupported; }
+Result cuThreadExchangeStreamCaptureMode(int32_t* mode) {
+  static thread_local int32_t held = 0;
+  const int32_t before = held;
+  held = *mode, *mode = before;
+  return kSuccess;
+}
+Result cuCtxGetId(void*, uint64_t* id) {
+  if (const Result failure = fake_cuda_enter(__func__); failure != kSuccess) return failure;
+  return *id = 1, accepting ? kSuccess : kNotSupported;
+}
 Result cuStreamGetId(void* stream, uint64_t* id) {
+  if (const Result failure = fake_cuda_enter(__func__); failure != kSuccess) return failure;
   return *id = 100 + reinterpret_cast<uintptr_t>(stream), accepting ? kSuccess : kNotSupported;
 }
 

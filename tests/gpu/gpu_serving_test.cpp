@@ -176,6 +176,21 @@ void expect_replays(const std::string& line, const std::vector<std::vector<int32
   }
 }
 
+// A call on one stream leaves what another stream captures alone.
+TEST_F(GpuServing, ACallBesideACapture) {
+  LineRun problem("attention b=2 hq=8 hkv=2 sq=1 sk=8192 d=128 bf16 lse device=cuda");
+  ASSERT_EQ(problem.error(), "");
+  const Stream captured, other;
+  problem.attention()->stream = other.get();
+  ASSERT_EQ(heed_attention(problem.attention(), nullptr), HEED_OK) << heed_last_error();
+  CapturedGraph graph;
+  ASSERT_EQ(graph.begin(captured), "");
+  const heed_status status = heed_attention(problem.attention(), nullptr);
+  const std::string said = heed_last_error();
+  EXPECT_EQ(graph.end(captured), "");
+  EXPECT_EQ(status, HEED_OK) << said;
+}
+
 TEST_F(GpuServing, GraphsReplayWithOtherLengths) {
   const std::vector<std::vector<int32_t>> lengths = {{1, 2000, 33, 64}, {2048, 5, 512, 1024}, {7, 7, 7, 7}};
   expect_replays("attention b=4 hq=8 hkv=2 sq=1 sk=2048 d=128 bf16 page=16 used_k lse device=cuda", lengths);
