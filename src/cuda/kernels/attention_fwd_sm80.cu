@@ -193,14 +193,12 @@ __device__ __forceinline__ void softmax_exact(float (&acc_s)[Tile<kV>::kRowTiles
   for (int m = 0; m < T::kRowTiles; ++m) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      // Products are rounded as the maximum is: it is one of them, so that no P exceeds 1, however large scores are.
+      // The maximum of scale * s: of s for a positive scale, and the scale's sign goes with the product otherwise.
       float block_max = -__int_as_float(0x7f800000);
 #pragma unroll
-      for (int n = 0; n < T::kKeyTiles; ++n) {
-        acc_s[m][n][2 * r] = __fmul_rn(acc_s[m][n][2 * r], scale_log2);
-        acc_s[m][n][2 * r + 1] = __fmul_rn(acc_s[m][n][2 * r + 1], scale_log2);
-        block_max = fmaxf(block_max, fmaxf(acc_s[m][n][2 * r], acc_s[m][n][2 * r + 1]));
-      }
+      for (int n = 0; n < T::kKeyTiles; ++n)
+        block_max = fmaxf(block_max, fmaxf(__fmul_rn(acc_s[m][n][2 * r], scale_log2),
+                                           __fmul_rn(acc_s[m][n][2 * r + 1], scale_log2)));
       block_max = fmaxf(block_max, __shfl_xor_sync(0xffffffffu, block_max, 1));
       block_max = fmaxf(block_max, __shfl_xor_sync(0xffffffffu, block_max, 2));
       const float new_max = fmaxf(state.row_max[m][r], block_max);
@@ -208,10 +206,25 @@ __device__ __forceinline__ void softmax_exact(float (&acc_s)[Tile<kV>::kRowTiles
       const float alpha = ex2(state.row_max[m][r] - reference);
       state.row_max[m][r] = new_max;
       float sum = state.row_sum[m][r] * alpha;
+      // Large scores are rounded as their maximum was: it is one of them, so that no P exceeds 1. (Rounded in any case, and in
+      // place, they would cost spills at d128.)
+      if (!kV.modified && fabsf(reference) >= kLargeScore) {
+#pragma unroll
+        for (int n = 0; n < T::kKeyTiles; ++n) {
+          acc_s[m][n][2 * r] = __fmul_rn(acc_s[m][n][2 * r], scale_log2) - reference;
+          acc_s[m][n][2 * r + 1] = __fmul_rn(acc_s[m][n][2 * r + 1], scale_log2) - reference;
+        }
+      } else {
+#pragma unroll
+        for (int n = 0; n < T::kKeyTiles; ++n) {
+          acc_s[m][n][2 * r] = fmaf(acc_s[m][n][2 * r], scale_log2, -reference);
+          acc_s[m][n][2 * r + 1] = fmaf(acc_s[m][n][2 * r + 1], scale_log2, -reference);
+        }
+      }
 #pragma unroll
       for (int n = 0; n < T::kKeyTiles; ++n) {
-        acc_s[m][n][2 * r] = ex2(acc_s[m][n][2 * r] - reference);
-        acc_s[m][n][2 * r + 1] = ex2(acc_s[m][n][2 * r + 1] - reference);
+        acc_s[m][n][2 * r] = ex2(acc_s[m][n][2 * r]);
+        acc_s[m][n][2 * r + 1] = ex2(acc_s[m][n][2 * r + 1]);
         sum += acc_s[m][n][2 * r] + acc_s[m][n][2 * r + 1];
       }
       state.row_sum[m][r] = sum;
