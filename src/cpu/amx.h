@@ -5,8 +5,9 @@
 
 namespace heed::cpu {
 
-// Empty: it may. Else the sentence why not. The operating system is asked for the tiles' state at the first call, once: the
-// permission is the whole process's, and stack frames of its signals grow with it, so nobody asks who does not need it.
+// Empty: it may. Else the sentence why not. The operating system is asked for the tiles' state at the first call, once:
+// the permission is the whole process's, and stack frames of its signals grow with it, so nobody asks who does not need
+// it.
 const std::string& amx_refusal();
 
 }  // namespace heed::cpu

@@ -100,7 +100,8 @@ HEED_BF16_TARGET bool pack_values(const uint16_t* row0, const uint16_t* row1, in
   return small == 0;
 }
 
-// 16 rows of 16 words, turned in place. (Masks of ones: g++ 12 takes the plain forms' own code for a use of undefined values.)
+// 16 rows of 16 words, turned in place. (Masks of ones: g++ 12 takes the plain forms' own code for a use of undefined
+// values.)
 HEED_BF16_TARGET inline void transpose_words(__m512i x[16]) {
   constexpr __mmask8 kAll = 0xff;
   constexpr __mmask16 kAllWords = 0xffff;

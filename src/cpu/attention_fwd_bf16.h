@@ -18,7 +18,8 @@ struct Bf16Tiles {
   // Two rows of V (row1 null: zeros) into [head_dim_v] pairs. True: no number but 0 lies below 2^-80, so that a flushed
   // product is far below the last bit of the result.
   bool (*pack_values)(const uint16_t* row0, const uint16_t* row1, int64_t head_dim_v, uint32_t* dst);
-  // 32 rows of V (null: zeros) into V^T [head_dim_v rounded up to 16][32], rows dst_stride bf16 apart. True as for pairs.
+  // 32 rows of V (null: zeros) into V^T [head_dim_v rounded up to 16][32], rows dst_stride bf16 apart. True as for
+  // pairs.
   bool (*transpose_values)(const uint16_t* const rows[32], int64_t head_dim_v, uint16_t* dst, ptrdiff_t dst_stride);
   // Rows 2i and 2i + 1 of P^T ([key][64] f32, vectors [first, end) of 16 lanes, keys outside [begin, end_key) taken as
   // 0), rounded to bf16, into pairs [key / 2][64].

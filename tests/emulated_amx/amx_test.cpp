@@ -1,5 +1,6 @@
-// The forward kernel for AMX on any machine with AVX-512: compiled beside a plain C++ stand-in for the tiles, which takes the
-// place of the library's own object. Every line of tests/problems and random problems, as bf16, against the reference.
+// The forward kernel for AMX on any machine with AVX-512: compiled beside a plain C++ stand-in for the tiles, which
+// takes the place of the library's own object. Every line of tests/problems and random problems, as bf16, against the
+// reference.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "cpu/amx.h"
+
 #if defined(__linux__)
 #include <sched.h>
 #endif
@@ -20,6 +22,16 @@ TEST(Machine, FactsAreConsistent) {
   EXPECT_TRUE(cpu.avx512_bf16 || !cpu.bf16_dot_pays);
   EXPECT_TRUE(cpu.avx512 || !cpu.amx_bf16);
   EXPECT_EQ(&machine(), &machine());
+}
+
+TEST(Machine, AmxIsUsedOrRefusedWithASentence) {
+  const std::string& refusal = cpu::amx_refusal();
+  if (machine().cpu.amx_bf16) {
+    EXPECT_TRUE(refusal.empty() || refusal.find("operating system") != std::string::npos) << refusal;
+  } else {
+    EXPECT_EQ(refusal, "needs a CPU with AMX BF16");
+  }
+  EXPECT_EQ(&cpu::amx_refusal(), &refusal);  // asked once
 }
 
 #if defined(__x86_64__)

@@ -6,10 +6,11 @@
 //   softmax along the row
 //   O[row][head_dim_v] += P V: V rows are vectors, P is broadcast
 //
-// 16-bit K and V are widened in registers, bf16 two vectors at once. Where the heads of a key lie side by side (layout bshd) a unit takes several
-// kv heads, one after another within each step: their rows share pages and cache lines' neighbours, and a walk head by
-// head would read a few lines of every page and come back for the next. The rows needed next are prefetched on the way.
-// Compiled once per instruction set: include inside a foreach_target file, after hwy/highway.h.
+// 16-bit K and V are widened in registers, bf16 two vectors at once. Where the heads of a key lie side by side (layout
+// bshd) a unit takes several kv heads, one after another within each step: their rows share pages and cache lines'
+// neighbours, and a walk head by head would read a few lines of every page and come back for the next. The rows needed
+// next are prefetched on the way. Compiled once per instruction set: include inside a foreach_target file, after
+// hwy/highway.h.
 #if defined(HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_
 #undef HEED_CPU_KERNELS_ATTENTION_DECODE_INL_H_
@@ -117,8 +118,9 @@ struct HeadRows {
   HeadRows(const HeadRows&) = delete;
 };
 
-// Two vectors of a row at once. Two bf16 in a word need one instruction each, where a vector of 16-bit numbers takes two: so
-// the first vector is the even elements and the second the odd ones. Rows of Q and O lie in that order too, see to_pair_order.
+// Two vectors of a row at once. Two bf16 in a word need one instruction each, where a vector of 16-bit numbers takes
+// two: so the first vector is the even elements and the second the odd ones. Rows of Q and O lie in that order too, see
+// to_pair_order.
 template <class T>
 HWY_INLINE void widen_two(const T* row, F32* x) {
   x[0] = widen(row);
@@ -302,8 +304,8 @@ struct DecodeUnit {
   int64_t width_v() const { return round_up(run.shape.head_dim_v, kRowPad); }
 };
 
-// Rows of Q and O in the order in which widen_two gives the elements of rows beside them: for each two vectors of bf16, even
-// elements first. to: from row order; back: to row order.
+// Rows of Q and O in the order in which widen_two gives the elements of rows beside them: for each two vectors of bf16,
+// even elements first.
 inline bool in_pairs(const DecodeUnit& unit) { return unit.run.problem->dtype == Dtype::kBf16 && unit.in_place(); }
 inline void to_pair_order(const float* HWY_RESTRICT row, int64_t count, float* HWY_RESTRICT pairs) {
   int64_t c = 0;

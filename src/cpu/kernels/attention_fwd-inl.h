@@ -139,14 +139,15 @@ HWY_INLINE F32 largest_of_column(const float* s, int32_t begin, int32_t end) {
   return hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
 }
 
-// What scores are measured from. With every key hidden so far the maximum is -inf, and -inf - -inf would be NaN: then 0.
+// What scores are measured from. With every key hidden so far the maximum is -inf, and -inf - -inf would be NaN: then
+// 0.
 HWY_INLINE F32 reference_of(F32 maximum) {
   return hn::IfThenZeroElse(hn::Eq(maximum, hn::Set(F32Tag(), kMinusInf)), maximum);
 }
 
-// Products x to how far their scores lie below the reference, which is the largest of x * scale. One multiply-add does it where
-// scores are small. A large score's rounding is worth more than 1: then x * scale is rounded as the reference was, so that the
-// largest gives 0.
+// Products x to how far their scores lie below the reference, which is the largest of x * scale. One multiply-add does
+// it where scores are small. A large score's rounding is worth more than 1: then x * scale is rounded as the reference
+// was, so that the largest gives 0.
 constexpr float kLargeScore = 8192.0f;
 template <bool kFused>
 HWY_INLINE F32 scale_below(F32 x, F32 scale, F32 reference) {

@@ -1,14 +1,14 @@
-// Forward, lanes = query rows, products of bf16 on AMX. The division into units, blocks and chunks, the score terms and the
-// layouts are those of attention_fwd-inl.h; only who multiplies differs. A tile product takes rows of numbers (A) and rows of
-// pairs (B):
+// Forward, lanes = query rows, products of bf16 on AMX. The division into units, blocks and chunks, the score terms and
+// the layouts are those of attention_fwd-inl.h; only who multiplies differs. A tile product takes rows of numbers (A)
+// and rows of pairs (B):
 //
 //   S^T = K Q^T     A = K rows as they lie, copied side by side   B = Q^T in pairs along head_dim, once per unit
 //   O^T += V^T P^T  A = V^T, transposed once per key block        B = P^T in pairs of keys, rounded to bf16 by the softmax
 //
-// AMX does 16 times the multiply-adds of f32 FMA, so at head_dim 64 the softmax takes more time than both products. Both run at
-// once: work goes by items of 32 lanes, and while vectors turn item t's scores into probabilities, tiles make the scores of item
-// t + 1 and the outputs of item t - 1. Nothing but the order of independent instructions says so: a product is begun, a piece of
-// softmax follows, then the product's tiles are stored.
+// AMX does 16 times the multiply-adds of f32 FMA, so at head_dim 64 the softmax takes more time than both products.
+// Both run at once: work goes by items of 32 lanes, and while vectors turn item t's scores into probabilities, tiles
+// make the scores of item t + 1 and the outputs of item t - 1. Nothing but the order of independent instructions says
+// so: a product is begun, a piece of softmax follows, then the product's tiles are stored.
 //
 // Compiled for AVX-512 only: include inside a foreach_target file, after hwy/highway.h.
 #if defined(HEED_CPU_KERNELS_ATTENTION_FWD_AMX_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -136,8 +136,9 @@ HWY_INLINE void multiply_beside(const TileProducts& products, int num_pieces, co
 // ---- softmax of 16 lanes
 // -------------------------------------------------------------------------------------------------
 
-// 2^x, relative error 3e-6: enough beside a rounding to bf16, and with the exponent's own instructions 7 of exp2_score's 12,
-// which is what this kernel's time is made of. Otherwise as there: exactly 1 at 0, exactly 0 below -126, NaN stays NaN.
+// 2^x, relative error 3e-6: enough beside a rounding to bf16, and with the exponent's own instructions 7 of
+// exp2_score's 12, which is what this kernel's time is made of. Otherwise as there: exactly 1 at 0, exactly 0 below
+// -126, NaN stays NaN.
 HWY_INLINE F32 exp2_short(F32 x) {
   const F32Tag f;
   const __mmask16 normal = _mm512_cmp_ps_mask(x.raw, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
