@@ -22,6 +22,7 @@ bool has_lengths(const AttentionProblem& p) {
   return has_terms(p) || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() ||
          p.cache_batch > 0 || p.chunk > 0;
 }
+bool may_split(const AttentionProblem& p) { return !has_lengths(p) && p.window_left < 0; }
 bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0 || has_lengths(p); }
 
 // Rows and sequences that a tensor map of q or out, and of k or v, counts.
@@ -197,9 +198,10 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   }
   if (p.out_dtype != p.dtype) return decline(format("writes out in the inputs' dtype only; {}", kNearest));
   if (p.batch_invariant) return decline(format("not with batch_invariant; {}", kNearest));
-  if (p.splits > 1 && has_lengths(p)) {
+  if (p.splits > 1 && !may_split(p)) {
     return decline(format(
-        "splits keys only where the host knows all lengths, without chunks and terms of the score; {}", kNearest));
+        "splits keys only where the host knows all lengths, without a left window, chunks and terms of the score; {}",
+        kNearest));
   }
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
   const int64_t queries = rows_of_q(p)[0], keys = most_keys(p);
@@ -231,7 +233,7 @@ Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const Dev
     if (dims == nullptr && serves(tile, p.head_dim, p.head_dim_v, tile.ranges, tile.terms)) dims = &tile;
     if (dims == nullptr || tile.head_dim != dims->head_dim || tile.head_dim_v != dims->head_dim_v) continue;
     if (tile.ranges == has_ranges(p) && p.splits <= 1) consider(tile, false);
-    if (tile.ranges && !has_lengths(p) && (p.splits > 1 || (p.splits == 0 && p.seqlen_k >= kLeastKeysToSplit)))
+    if (splits_keys(tile) && may_split(p) && (p.splits > 1 || (p.splits == 0 && p.seqlen_k >= kLeastKeysToSplit)))
       consider(tile, true);
   }
   return {best};

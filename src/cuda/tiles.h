@@ -157,6 +157,11 @@ constexpr int shared_bytes(const AttentionFwdSm90Tile& t, bool lengths = false) 
          8 * (4 * t.stages + 2 * t.consumers) + 4 * t.consumers * (lengths ? kSequenceWords : 1);
 }
 
+// Whether few rows over many keys are split on it. (At D 64 another row for few queries does.)
+constexpr bool splits_keys(const AttentionFwdSm90Tile& t) {
+  return t.ranges && !t.terms && (t.head_dim > 64 || t.tile_k == 64);
+}
+
 constexpr bool serves(const AttentionFwdSm90Tile& t, long long head_dim, long long head_dim_v, bool ranges,
                       bool terms) {
   return head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && t.ranges == ranges && t.terms == terms;

@@ -65,7 +65,7 @@ KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& f, cons
       variant_of("attention_fwd_sm90.cu",
                  format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.consumers, t.tile_k, t.stages, t.rings,
                         t.q_in_registers, t.ping_pong, t.blocks, static_cast<int>(t.ranges ? kMaskRange : kMaskNone),
-                        int{f.has_lower_end || f.lengths || f.split}, int{f.lengths}, int{f.terms}, int{f.split}),
+                        int{f.has_lower_end || f.lengths}, int{f.lengths}, int{f.terms}, int{f.split}),
                  128 * (t.consumers + 1), t);
   variant.shared_bytes = shared_bytes(t, f.lengths);
   if (f.lengths) variant.spill_bytes = 64;  // around the loops: what a sequence's rows and keys are
@@ -143,7 +143,7 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
         const bool lengths = tile.terms || (bits & 4) != 0;
         if (tile.ranges || bits < 2)
           add(attention_fwd_sm90_variant({(bits & 1) != 0, (bits & 2) != 0, lengths, tile.terms}, tile));
-        if (tile.ranges && !tile.terms && bits < 2)
+        if (splits_keys(tile) && bits < 2)
           add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .split = true}, tile));
       }
   for (const DecodeTile& tile : kDecodeTiles)

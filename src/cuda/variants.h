@@ -44,7 +44,7 @@ struct AttentionFwdSm90Features {
   bool has_lower_end = false;  // a window hides the first keys from rows as well
   bool lengths = false;        // lengths and places from the device, chunks: any range of keys then
   bool terms = false;          // softcap, bias, ALiBi, mask tensor, dropout: with lengths, on tiles of their own
-  bool split = false;          // of any range of keys too
+  bool split = false;          // of ranges without a lower end
 };
 KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& features, const AttentionFwdSm90Tile& tile);
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& tile);

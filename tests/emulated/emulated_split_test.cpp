@@ -44,7 +44,7 @@ TEST(EmulatedSm90Split, Merged) {
   EXPECT_EQ(failure_of<kD64>(c, 1), "");
   c.sinks = true, c.right = 0, c.hidden_nan = true;
   EXPECT_EQ(failure_of<kD64>(c, 2), "");
-  c.head_dim = c.head_dim_v = 128, c.left = 300, c.right = 3, c.splits = 4;
+  c.head_dim = c.head_dim_v = 128, c.right = 3, c.splits = 4;
   EXPECT_EQ(failure_of<kD128>(c, 3), "");
   c.times = 20;
   EXPECT_EQ(failure_of<kD128>(c, 4), "");

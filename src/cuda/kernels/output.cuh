@@ -10,7 +10,8 @@ namespace heed::cuda {
 
 // A row whose output is NaN, computed again key by key with hidden and dropped rows of V left out: 0 times the NaN or Inf
 // that such a row may hold is NaN. By one warp, 32 keys at a time: a lane a key for the scores, a lane a column for O.
-// Cold: it happens only where the inputs hold NaN or Inf.
+// Cold: it happens only where the inputs hold NaN or Inf. Short, as every variant with a mask has it: terms where the
+// variant is modified, pages where it gathers.
 // store(column, value) takes O where it is no partial.
 template <AttentionFwdVariant kV, class Store>
 __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head, int lane,
@@ -23,7 +24,6 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
   const KeyRange range = visible_keys(p, w.k_len, query + w.offset);
   const i32 lo = max(static_cast<i32>(range.lo), w.tile_begin * kV.tile_k);
   const i32 hi = min(static_cast<i32>(range.hi), w.tile_end * kV.tile_k);
-  const DropoutKey key(p);
   float acc[kColumns], top = -kInf, sum = 0.0f;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) acc[c] = 0.0f;
@@ -33,13 +33,17 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
     float x = -kInf;
     bool kept = true;
     if (j < hi) {
-      const i64 row = p.page_size > 0 ? paged_row(p, w, p.k_stride, j) : j * p.k_stride.s;
+      const i64 row = kV.gather && p.page_size > 0 ? paged_row(p, w, p.k_stride, j) : j * p.k_stride.s;
       float dot = 0.0f;
-#pragma unroll 4
+#pragma unroll 1
       for (int d = 0; d < p.head_dim; ++d)
         dot = fmaf(load_element<kElement>(p.q, q_at + d), load_element<kElement>(p.k, k_first + row + d), dot);
-      x = score_of<kElement>(p, w.b, dot, query, head, j, w.offset);
-      if (p.dropout_on) kept = dropout_keeps(p, key, w.b, head, query, j);
+      if constexpr (kV.modified) {
+        x = score_of<kElement>(p, w.b, dot, query, head, j, w.offset);
+        if (p.dropout_on) kept = dropout_keeps(p, DropoutKey(p), w.b, head, query, j);
+      } else {
+        x = __fmul_rn(dot, p.softmax_scale_log2);
+      }
     }
     float block_top = x;
 #pragma unroll
@@ -56,7 +60,7 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
     for (; shown != 0; shown &= shown - 1) {
       const int from = __ffs(static_cast<int>(shown)) - 1;
       const float weight = __shfl_sync(0xffffffffu, probability, from);
-      const i64 row = v_first + (p.page_size > 0 ? paged_row(p, w, p.v_stride, j0 + from) : (j0 + from) * p.v_stride.s);
+      const i64 row = v_first + (kV.gather && p.page_size > 0 ? paged_row(p, w, p.v_stride, j0 + from) : (j0 + from) * p.v_stride.s);
 #pragma unroll
       for (int c = 0; c < kColumns; ++c)
         if (c * 32 + lane < p.head_dim_v)

@@ -19,8 +19,12 @@ __device__ __forceinline__ unsigned short* out_row(const AttentionFwdParams& p, 
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const Work& work, i32 warp_row, u32 rows,
                                           u32 out, int lane) {
-  constexpr AttentionFwdVariant kScalar = {
-      .is_bf16 = kV.is_bf16, .head_dim_v = kV.head_dim_v, .tile_k = kV.tile_k, .split = kV.split};
+  constexpr AttentionFwdVariant kScalar = {.is_bf16 = kV.is_bf16,
+                                           .head_dim_v = kV.head_dim_v,
+                                           .tile_k = kV.tile_k,
+                                           .modified = kV.terms,
+                                           .gather = kV.lengths,
+                                           .split = kV.split};
   const AttentionFwdParams& p = a.common;
   BlockWork w;
   w.b = work.b, w.cache_row = work.b;
