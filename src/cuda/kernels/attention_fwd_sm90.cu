@@ -347,13 +347,15 @@ struct Consumer {
     if (own.end > own.begin) {
       first_step(visible, first, n, n < unmasked_begin);
       --n;
+      // Both ends of a range share one masked loop, half the code.
 #pragma unroll 1
-      for (; n >= unmasked_end && n >= own.begin; --n) step<true>(visible, first, n, n < unmasked_begin);
+      for (i32 masked_begin = max(unmasked_end, own.begin);; masked_begin = own.begin) {
 #pragma unroll 1
-      for (; n >= unmasked_begin && n >= own.begin; --n) step<false>(visible, first, n, false);
-      if constexpr (kV.has_lower_end) {
+        for (; n >= masked_begin; --n) step<true>(visible, first, n, n < unmasked_begin);
+        if (n < own.begin) break;
 #pragma unroll 1
-        for (; n >= own.begin; --n) step<true>(visible, first, n, true);
+        for (; n >= unmasked_begin && n >= own.begin; --n) step<false>(visible, first, n, false);
+        if (!kV.has_lower_end || n < own.begin) break;
       }
       release(barriers.q_empty(group));
       last_step();
