@@ -34,7 +34,8 @@ constexpr NvrtcVersion kHeldTo = {13, 0};
 // differ: the yardstick is compiled among the variants, and the limits grow by as much as it takes longer. (0.25 s: the
 // slowest variant was seen to take from 2.2 s, on two cores of its own, to 3.9 s; the yardstick 0.31 s beside its 2.7 s.)
 constexpr double kLongestSeconds = 3.0, kMedianSeconds = 1.0, kYardstickSeconds = 0.25;
-// Hopper has two forward kernels, the larger of them in half of its variants: 1.02 and 1.09 s were seen. 1.0 is still wanted.
+// Hopper has two forward kernels, the larger of them in a third of its variants: 1.09 and 1.02 s were seen, 0.91 since they
+// were made smaller. Back to 1.0 once other machines have shown it.
 constexpr double kMedianOnHopper = 1.15;
 constexpr size_t kVariantsPerYardstick = 12;
 constexpr size_t kMostVariants = 200, kMostOnHopper = 300;  // Hopper has two forward kernels
