@@ -420,11 +420,18 @@ struct Consumer {
         for (i32 i = left; i > 0; --i) step<false>(visible, 0, 0, false);
         n = kept(kFreeBegin) - 1;
       }
-      release(barriers.q_empty(group));
+      end_sequence(n, true);
+    } else {
+      end_sequence(n, false);
+    }
+  }
+
+  // Behind the steps of a turn, if there were any: the last V, and key tiles of other consumers' rows.
+  __device__ __forceinline__ void end_sequence(i32 n, bool has_steps) {
+    release(barriers.q_empty(group));
+    if (has_steps) {
       last_step();
       if constexpr (kV.rings == 1) --n;
-    } else {
-      release(barriers.q_empty(group));
     }
     for (const i32 end = kept(kStop); n >= end; --n) pass_tile();
   }
@@ -483,13 +490,10 @@ struct Consumer {
         wgmma_wait<1>();
         pin(acc_s);
       }
-      release(barriers.q_empty(group));
-      last_step();
-      if constexpr (kV.rings == 1) --n;
+      end_sequence(n, true);
     } else {
-      release(barriers.q_empty(group));
+      end_sequence(n, false);
     }
-    for (const i32 end = kept(kStop); n >= end; --n) pass_tile();
   }
 };
 

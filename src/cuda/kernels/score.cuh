@@ -53,6 +53,21 @@ __device__ __forceinline__ bool dropout_keeps(const AttentionFwdParams& p, const
   return word < p.dropout_threshold;
 }
 
+// Which of this lane's keys dropout keeps in two neighbouring eights of keys, from the first lane's on: bits 0 and 1 of the
+// first, 2 and 3 of the second. A Philox block has the words of four keys: of lanes t and t ^ 1 here, so each draws that of
+// one of the eights (`quad`: its own one's, of the second where the lane is odd) and they swap halves.
+__device__ __forceinline__ u32 kept_in_pair(const AttentionFwdParams& p, const DropoutKey& key, u64 quad, u32 i, u32 bh,
+                                            bool odd) {
+  u32 word[4];
+  key.words(word, quad, i, bh);
+  const u32 give0 = odd ? word[0] : word[2], give1 = odd ? word[1] : word[3];
+  const u32 keep0 = odd ? word[2] : word[0], keep1 = odd ? word[3] : word[1];
+  const u32 got0 = __shfl_xor_sync(0xffffffffu, give0, 1), got1 = __shfl_xor_sync(0xffffffffu, give1, 1);
+  const u32 mine = (keep0 < p.dropout_threshold) | (keep1 < p.dropout_threshold) << 1;
+  const u32 theirs = (got0 < p.dropout_threshold) | (got1 < p.dropout_threshold) << 1;
+  return odd ? theirs | mine << 2 : mine | theirs << 2;
+}
+
 template <int kElement>
 __device__ __forceinline__ float load_element(const void* base, i64 at) {
   if constexpr (kElement == kElementF32)
@@ -271,8 +286,7 @@ struct ScoreTerms {
       }
   }
 
-  // Dropout on probabilities. A Philox block has the words of four keys: of lanes t and t ^ 1 here, so each draws one of two
-  // neighbouring key tiles and they swap halves. Bit 2 n + c: key tile n, column c is kept. Rolled loops: Philox is long.
+  // Dropout on probabilities. Bit 2 n + c: key tile n, column c is kept. Rolled loops: Philox is long.
   __device__ __forceinline__ void drop(float (&acc_s)[kRowTiles][kKeyTiles][4], int tile) const {
     if (!p.dropout_on) return;
     const DropoutKey key(p);
@@ -288,16 +302,9 @@ struct ScoreTerms {
         u32 kept = 0;
         if (in_step) {
 #pragma unroll 1
-          for (int n = 0; n < kKeyTiles; n += 2) {
-            u32 word[4];
-            key.words(word, static_cast<u64>(j0 + (n + odd) * 8 + p.index_base[3]) >> 2, i, bh);
-            const u32 give0 = odd ? word[0] : word[2], give1 = odd ? word[1] : word[3];
-            const u32 keep0 = odd ? word[2] : word[0], keep1 = odd ? word[3] : word[1];
-            const u32 got0 = __shfl_xor_sync(0xffffffffu, give0, 1), got1 = __shfl_xor_sync(0xffffffffu, give1, 1);
-            const u32 mine = (keep0 < p.dropout_threshold) | (keep1 < p.dropout_threshold) << 1;
-            const u32 theirs = (got0 < p.dropout_threshold) | (got1 < p.dropout_threshold) << 1;
-            kept |= (odd ? theirs | mine << 2 : mine | theirs << 2) << (2 * n);
-          }
+          for (int n = 0; n < kKeyTiles; n += 2)
+            kept |= kept_in_pair(p, key, static_cast<u64>(j0 + (n + odd) * 8 + p.index_base[3]) >> 2, i, bh, odd)
+                    << (2 * n);
         } else {
 #pragma unroll 1
           for (int n = 0; n < 2 * kKeyTiles; ++n)

@@ -184,8 +184,7 @@ __device__ __forceinline__ float add_terms(const AttentionFwdSm90Params& a, floa
   return scale_log2;
 }
 
-// Dropout on probabilities. A Philox block has the words of four keys: of lanes t and t ^ 1 here, so each draws one of two
-// neighbouring eights of keys and they swap halves. Bit 2 n + c: eight n, key c is kept. Rolled loops: Philox is long.
+// Dropout on probabilities. Bit 2 n + c: eight n, key c is kept. Rolled loops: Philox is long.
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void drop(const AttentionFwdParams& p, float (&acc_s)[Layout<kV>::kScores], u32 work,
                                      i32 first_key) {
@@ -201,16 +200,9 @@ __device__ __forceinline__ void drop(const AttentionFwdParams& p, float (&acc_s)
     u32 kept = 0;
     if (in_step) {
 #pragma unroll 1
-      for (int n = 0; n < kEights; n += 2) {
-        u32 word[4];
-        key.words(word, static_cast<u64>(rows.key + (n + odd) * 8 + p.index_base[3]) >> 2, i, bh);
-        const u32 give0 = odd ? word[0] : word[2], give1 = odd ? word[1] : word[3];
-        const u32 keep0 = odd ? word[2] : word[0], keep1 = odd ? word[3] : word[1];
-        const u32 got0 = __shfl_xor_sync(0xffffffffu, give0, 1), got1 = __shfl_xor_sync(0xffffffffu, give1, 1);
-        const u32 mine = (keep0 < p.dropout_threshold) | (keep1 < p.dropout_threshold) << 1;
-        const u32 theirs = (got0 < p.dropout_threshold) | (got1 < p.dropout_threshold) << 1;
-        kept |= (odd ? theirs | mine << 2 : mine | theirs << 2) << (2 * n);
-      }
+      for (int n = 0; n < kEights; n += 2)
+        kept |= kept_in_pair(p, key, static_cast<u64>(rows.key + (n + odd) * 8 + p.index_base[3]) >> 2, i, bh, odd)
+                << (2 * n);
     } else {
 #pragma unroll 1
       for (int n = 0; n < 2 * kEights; ++n)
