@@ -8,6 +8,7 @@
 
 #include "base/format.h"
 #include "base/philox.h"
+#include "cuda/kernels/work_sm90.h"
 #include "cuda/launch.h"
 #include "cuda/tensor_maps.h"
 
@@ -37,8 +38,11 @@ int64_t partial_rows(const AttentionProblem& p, const Configuration& c) {
   return c.partial_queries > 0 ? p.batch * c.partial_queries : total_rows(p);
 }
 
-// Merged rows, a block each.
-int64_t combine_blocks(const AttentionProblem& p, const Configuration& c) { return partial_rows(p, c) * p.nheads_q; }
+// A warp merges a row where it has few splits, else a block.
+int combine_rows(const Configuration& c) { return c.max_splits <= kCombineWarps ? kCombineWarps : 1; }
+int64_t combine_blocks(const AttentionProblem& p, const Configuration& c) {
+  return ceil_div(partial_rows(p, c) * p.nheads_q, combine_rows(c));
+}
 
 // The kernel of the list whose partials are merged; the first where none is.
 const Configuration& merged(const Configurations& configurations) {
@@ -56,7 +60,7 @@ int64_t check_slices(const AttentionProblem& p, const DeviceFacts& facts) {
 }
 
 struct WorkspaceLayout {
-  int64_t counter_offset = 0, partial_out_offset = 0, partial_lse_offset = 0, bytes = 0;
+  int64_t counter_offset = 0, mask_offset = 0, partial_out_offset = 0, partial_lse_offset = 0, bytes = 0;
   bool fits = true;
 };
 
@@ -72,6 +76,8 @@ WorkspaceLayout workspace_of(const AttentionProblem& p, const Configuration& c) 
   };
   if (needs_check(p)) add(p.batch + 1, 4);
   if (c.counts_tiles) layout.counter_offset = add(1, 8);
+  if (MaskBits bits; c.packs_mask && mask_bits(p, c.tile_k, bits))
+    layout.mask_offset = add(bits.sequences * bits.heads * bits.rows * bits.words, 4);
   if (c.split) {
     int64_t partials = 0;
     layout.fits = !__builtin_mul_overflow(partial_rows(p, c), p.nheads_q, &partials) &&
@@ -232,8 +238,33 @@ Status run_mapped_step(const Plan<AttentionProblem>& plan, const Step<AttentionP
   float& scale = params.common.softmax_scale_log2;
   if (scale == 0.0f) scale = std::numeric_limits<float>::denorm_min();
   if (mine.mapped == nullptr) HEED_RETURN_IF_ERROR(map_tensors(plan.problem, mine.tile_k, params));
+  if (params.common.mask != nullptr)
+    params.mask_bits = reinterpret_cast<const u32*>(static_cast<char*>(args.workspace) + mine.workspace.mask_offset);
+  if (params.common.softcap > 0.0f) set_softcap(params);
   if (mine.counts_tiles)
     params.next_tile = reinterpret_cast<u64*>(static_cast<char*>(args.workspace) + mine.workspace.counter_offset);
+  return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
+}
+
+int64_t pack_blocks(const AttentionProblem& p, int32_t tile_k) {
+  MaskBits bits;
+  if (!mask_bits(p, tile_k, bits)) return 0;
+  return ceil_div(bits.sequences * bits.heads * bits.rows * bits.words, pack_mask_variant().threads);
+}
+
+Status run_pack_mask(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step,
+                     const AttentionArgs& args) {
+  const auto& mine = *static_cast<const ForwardStep*>(step.params.get());
+  const ContextScope scope(plan.problem.device_index);
+  HEED_RETURN_IF_ERROR(scope.status());
+  MaskBits bits;
+  mask_bits(plan.problem, mine.tile_k, bits);
+  PackMaskParams params = {};
+  params.mask = args.mask;
+  params.bits = reinterpret_cast<u32*>(static_cast<char*>(args.workspace) + mine.workspace.mask_offset);
+  params.stride = mine.params.mask_stride;
+  params.heads = bits.heads, params.rows = bits.rows, params.keys = bits.keys, params.words = bits.words;
+  params.total = bits.sequences * bits.heads * bits.rows * bits.words;
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
@@ -280,7 +311,7 @@ class Steps {
   Status add(const Configuration& c, std::string name, const KernelVariant& variant, int64_t blocks, RunStep run,
              bool overlaps = false) {
     KernelVariant launched = variant;
-    if (c.alone) launched.shared_bytes = std::max(launched.shared_bytes, facts_.shared_per_block / 2 + 1024);
+    if (c.alone && run == run_mapped_step) launched.shared_bytes = std::max(launched.shared_bytes, facts_.shared_per_block / 2 + 1024);
     Result<Launch> made = prepare_launch(launched, blocks, facts_.handle);
     if (!made.ok()) return made.status();
     auto params = std::make_shared<ForwardStep>();
@@ -337,6 +368,18 @@ int64_t usual_keys(const AttentionProblem& p) {
   return p.packed_k() ? ceil_div(p.total_k, std::max<int64_t>(1, p.batch)) : p.seqlen_k;
 }
 
+bool mask_bits(const AttentionProblem& p, int32_t tile_k, MaskBits& bits) {
+  constexpr int kWordBits = 32;
+  const auto extent = [&p](DimBit letter, int64_t size) { return (p.mask_dims & letter) != 0 ? size : 1; };
+  bits.sequences = extent(kDimB, p.batch), bits.heads = extent(kDimH, p.nheads_q), bits.rows = extent(kDimI, p.seqlen_q);
+  bits.words_of_tile = (p.mask_dims & kDimJ) != 0 ? tile_k / kWordBits : 0;
+  bits.keys = bits.words_of_tile > 0 ? p.seqlen_k : tile_k;
+  bits.words = ceil_div(bits.keys, tile_k) * (tile_k / kWordBits);
+  int64_t total = 0;
+  return !__builtin_mul_overflow(bits.sequences * bits.heads, bits.rows, &total) &&
+         !__builtin_mul_overflow(total, bits.words, &total) && total < int64_t{1} << 32;
+}
+
 std::string common_limits(const AttentionProblem& p, const DeviceFacts& facts) {
   if (p.device != Device::kCuda) return "runs on a GPU only: device=cuda";
   if (p.pass == Pass::kBackward) return "does the forward pass only; gradients are computed on the CPU (device=cpu)";
@@ -385,7 +428,7 @@ void cut_keys(const AttentionProblem& p, int64_t slots, int64_t least_tiles, Con
   } else if (p.batch_invariant) {
     wanted = ceil_div(tiles * c.tile_k, kInvariantSplitKeys);
     c.split = true;
-  } else if (c.blocks > 0 && combine_blocks(p, c) <= kMost31) {
+  } else if (c.blocks > 0 && partial_rows(p, c) * p.nheads_q <= kMost31) {
     const int64_t usual_tiles = std::max<int64_t>(1, ceil_div(usual_keys(p), c.tile_k));
     const int64_t most = std::clamp<int64_t>(usual_tiles / std::max<int64_t>(1, least_tiles), 1, 128);
     const auto use = [&](int64_t n) {  // of the slots, over the waves that n splits take
@@ -456,6 +499,9 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
   }
   for (const Configuration& c : configurations) {
     if (c.blocks == 0) continue;
+    if (c.packs_mask)
+      HEED_RETURN_IF_ERROR(
+          steps.add(c, "pack_mask", pack_mask_variant(), pack_blocks(problem, c.tile_k), run_pack_mask));
     // The kernel may take its places before what it is behind has ended: it waits by itself. Behind check_sequences that is
     // worth it for all; attention_fwd_sm90 lets the next one in early itself.
     const bool overlaps =
@@ -463,7 +509,7 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
     HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.grid > 0 ? c.grid : c.blocks,
                                    c.maps_tensors ? run_mapped_step : run_step, overlaps));
     if (!c.split) continue;
-    HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype), combine_blocks(problem, c), run_step,
+    HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype, combine_rows(c)), combine_blocks(problem, c), run_step,
                                    facts.major >= 9));
   }
   return {};
@@ -473,7 +519,8 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Co
   std::vector<KernelVariant> variants;
   for (const Configuration& c : configurations) {
     variants.push_back(c.variant);
-    if (c.split) variants.push_back(combine_variant(problem.dtype));
+    if (c.packs_mask) variants.push_back(pack_mask_variant());
+    if (c.split) variants.push_back(combine_variant(problem.dtype, combine_rows(c)));
   }
   if (may_be_bad(problem)) variants.push_back(check_sequences_variant());
   return variants;

@@ -27,6 +27,7 @@ struct Configuration {
   int64_t grid = 0;           // blocks launched where each does several of those, one after the other; 0: as many
   bool maps_tensors = false;  // the kernel takes AttentionFwdSm90Params
   bool alone = false;  // fewer blocks than multiprocessors: no two of them shall share one, as they otherwise might
+  bool packs_mask = false;    // the mask tensor becomes bits first
   bool counts_tiles = false;  // blocks take their tiles from a counter in the workspace
   int64_t section_heads = 0;  // heads whose K and V share the L2 cache; 0: half of it is theirs
   int32_t max_splits = 1;     // more than one: partials, merged by combine
@@ -100,6 +101,13 @@ Verdict check_attention_fwd_portable(const AttentionProblem& problem, const Devi
 // What attention_fwd_sm90's parameters have besides params.common and the counter, from the problem and those: tensor maps of
 // q, k, v and out there.
 Status map_tensors(const AttentionProblem& problem, int32_t tile_k, AttentionFwdSm90Params& params);
+
+// The mask tensor's bits for key tiles of tile_k: [batch or 1, heads or 1, rows or 1, words], and the words from one tile of
+// keys to the next, 0 where the mask is broadcast over keys. False where those are too many to count by 32 bits.
+struct MaskBits {
+  int64_t sequences, heads, rows, keys, words, words_of_tile;
+};
+bool mask_bits(const AttentionProblem& problem, int32_t tile_k, MaskBits& bits);
 
 // batch_invariant: how decode does the sequences that have few enough queries by themselves, whatever the capacity; its
 // max_rows says how few. None where decode does not take the problem's features.

@@ -12,6 +12,7 @@ namespace heed::cuda {
 namespace {
 
 constexpr int64_t kLeastKeysToSplit = 512;
+constexpr int32_t kLongestTile = 128;  // of keys
 constexpr i32 kFarthest = 1 << 30,
               kMostRows = kFarthest - 1024;  // row + shift stays within 31 bits, in the last tile too
 
@@ -168,6 +169,7 @@ Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90
   // With D 64 tiles that are alike go to whichever block is free as well: 1 % faster.
   const bool has_several = c.blocks > c.grid && c.blocks < int64_t{1} << (kTileBits - 1);
   c.counts_tiles = has_several && (rows_differ(p) || lengths || (tile.head_dim == 64 && p.window_left < 0));
+  c.packs_mask = p.mask;
   c.alone = tile.blocks > 1 && c.blocks <= facts.multiprocessors;
   c.section_heads = section_of(p, c, facts);
   c.cost_us = cost_of(p, c, tile, facts);
@@ -211,6 +213,9 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   if (queries > kMostRows || keys > kMostRows ||
       (p.offset_kind == OffsetKind::kGiven && (p.q_offset > kMostRows || p.q_offset < -kMostRows))) {
     return decline(format("takes at most {} queries and keys, and q_offset as large; {}", kMostRows, kNearest));
+  }
+  if (MaskBits bits; p.mask && !mask_bits(p, kLongestTile, bits)) {
+    return decline(format("counts the mask's words, one for 32 keys, by 32 bits, and here there are more; {}", kNearest));
   }
   if (!tensors_fit(p)) {
     return decline(format("takes strides from 0 on only, below 2^38 elements; {}", kNearest));
@@ -258,11 +263,14 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));
   params.page_box = p.paged() ? box_rows(p, tile_k) : 0;
   // Two elements at once: the first key of a thread's two has an even index.
-  const auto in_pairs = [&p](Slot slot, int32_t element_bytes) {
-    return p.strides(slot)[3] == 1 && p.align[static_cast<size_t>(slot)] >= 2 * element_bytes;
-  };
-  params.bias_in_pairs = p.bias() && in_pairs(Slot::kBias, static_cast<int32_t>(dtype_bytes(p.bias_dtype)));
-  params.mask_in_pairs = p.mask && in_pairs(Slot::kMask, 1);
+  params.bias_in_pairs = p.bias() && p.strides(Slot::kBias)[3] == 1 &&
+                         p.align[static_cast<size_t>(Slot::kBias)] >= 2 * static_cast<int32_t>(dtype_bytes(p.bias_dtype));
+  if (MaskBits bits; p.mask && mask_bits(p, tile_k, bits)) {
+    params.mask_bits_i = static_cast<i32>(bits.rows > 1 ? bits.words : 0);
+    params.mask_bits_h = bits.heads > 1 ? bits.rows * bits.words : 0;
+    params.mask_bits_b = bits.sequences > 1 ? bits.heads * bits.rows * bits.words : 0;
+    params.mask_bits_tile = static_cast<i32>(bits.words_of_tile);
+  }
   params.lo_shift = c.window_left >= 0 ? shifted(offset, -c.window_left) : -kFarthest;
   params.hi_shift = c.window_right >= 0 ? shifted(offset + 1, c.window_right) : kFarthest;
   params.offset = static_cast<i32>(offset);

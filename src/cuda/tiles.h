@@ -140,8 +140,8 @@ inline constexpr AttentionFwdSm90Tile kAttentionFwdSm90Tiles[] = {
     // Rates of those with terms are guesses.
     {64, 64, true, 3, 64, 4, 1, 0, 0, 1, 0, 330, "a fourth consumer would spill", true},
     {64, 64, true, 1, 64, 3, 1, 0, 0, 2, 0, 280, "two blocks, for few rows", true},
-    {96, 96, true, 2, 96, 3, 1, 0, 0, 1, 0, 400, "a third consumer would spill", true},
-    {128, 128, true, 2, 80, 3, 1, 1, 0, 1, 0, 450, "96 keys would spill", true},
+    {96, 96, true, 2, 64, 4, 1, 0, 0, 1, 0, 400, "a third consumer would spill", true},
+    {128, 128, true, 2, 64, 4, 1, 1, 0, 1, 0, 450, "96 keys or a third consumer would spill", true},
     {128, 128, true, 1, 64, 2, 1, 1, 0, 2, 0, 380, "two blocks, for few rows", true},
     {192, 128, true, 2, 64, 3, 1, 0, 0, 1, 0, 450, "80 keys compile for more than three seconds", true},
     {256, 256, true, 2, 64, 2, 2, 0, 0, 1, 0, 480, "as without terms", true},
@@ -255,6 +255,7 @@ constexpr bool tiles_are_sound() {
     if (t.consumers < 1 || t.consumers > 4 || t.rings < 1 || t.rings > 2) return false;
     if (t.ping_pong != 0 && (t.consumers != 2 || t.ranges)) return false;  // consumers in turn take the same steps
     if (t.spill_bytes < 0 || t.spill_bytes > 64 || t.rate <= 0) return false;
+    if (t.terms && t.tile_k % 32 != 0) return false;  // words of a mask's bits
     if (t.head_dim > 128 && t.head_dim_v % 32 != 0) return false;                 // O is traded in groups of 32 columns
     if (t.blocks * (shared_bytes(t, t.ranges) + 1024) > 228 << 10) return false;  // of an H100 or H200
   }

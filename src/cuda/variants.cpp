@@ -91,13 +91,12 @@ KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& 
                     t);
 }
 
-KernelVariant combine_variant(Dtype element) {
-  constexpr int kWarps = 8;
-  return {.key = {"combine.cu",
-                  format("heed::cuda::combine<heed::cuda::CombineVariant{{.element=heed::cuda::{},.warps={}}}>",
-                         element_name(element), kWarps)},
-          .threads = kWarps * 32,
-          .why = "a block a row: its warps share the splits"};
+KernelVariant combine_variant(Dtype element, int rows) {
+  return {.key = {"combine.cu", format("heed::cuda::combine<heed::cuda::CombineVariant{{.element=heed::cuda::{},.warps={}"
+                                       ",.rows={}}}>",
+                                       element_name(element), kCombineWarps, rows)},
+          .threads = kCombineWarps * 32,
+          .why = rows > 1 ? "a warp a row: few splits" : "a block a row: its warps share the splits"};
 }
 
 KernelVariant check_sequences_variant() {
@@ -106,6 +105,14 @@ KernelVariant check_sequences_variant() {
                   format("heed::cuda::check_sequences<heed::cuda::CheckSequencesVariant{{.threads={}}}>", kThreads)},
           .threads = kThreads,
           .why = "a block a sequence, its threads over the pages"};
+}
+
+KernelVariant pack_mask_variant() {
+  constexpr int kThreads = 256;
+  return {.key = {"pack_mask.cu",
+                  format("heed::cuda::pack_mask<heed::cuda::PackMaskVariant{{.threads={}}}>", kThreads)},
+          .threads = kThreads,
+          .why = "a thread a word"};
 }
 
 KernelVariant kv_append_variant(Dtype element) {
@@ -153,10 +160,11 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
     for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
       for (const bool split : {false, true}) add(attention_fwd_portable_variant(element, tile, split));
   for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
-    add(combine_variant(element));
+    for (const int rows : {1, kCombineWarps}) add(combine_variant(element, rows));
     add(kv_append_variant(element));
   }
   add(check_sequences_variant());
+  if (arch.major == 9) add(pack_mask_variant());
   return variants;
 }
 

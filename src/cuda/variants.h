@@ -49,8 +49,11 @@ struct AttentionFwdSm90Features {
 KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& features, const AttentionFwdSm90Tile& tile);
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& tile);
 KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& tile, bool split);
-KernelVariant combine_variant(Dtype element);
+// combine, `rows` of a block: 1, or kCombineWarps where there are no more splits than that.
+inline constexpr int kCombineWarps = 8;
+KernelVariant combine_variant(Dtype element, int rows);
 KernelVariant check_sequences_variant();
+KernelVariant pack_mask_variant();
 KernelVariant kv_append_variant(Dtype element);
 
 // Every variant that some problem reaches on devices of this architecture; each once.

@@ -123,7 +123,8 @@ class Problem {
     p.bias = !c_.bias ? nullptr : c_.bias_is_f32 ? static_cast<const void*>(bias.data()) : bias16.data();
     p.bias_is_f32 = c_.bias_is_f32, p.bias_stride = p.mask_stride = term_stride;
     p.mask = c_.mask ? mask.data() : nullptr;
-    a.bias_in_pairs = a.mask_in_pairs = c_.key_stride == 1 && term_stride.i % 2 == 0;
+    a.bias_in_pairs = c_.key_stride == 1 && term_stride.i % 2 == 0;
+    if (c_.softcap > 0) set_softcap(a);
     p.dropout_on = c_.dropout > 0, p.dropout_threshold = dropout_threshold(c_.dropout);
     p.dropout_seed = kSeed, p.dropout_offset = kOffset, p.index_base[3] = c_.dropout_base;
     if (c_.dropout > 0) p.dropout_scale = 1.0f / (1.0f - c_.dropout);
@@ -132,6 +133,25 @@ class Problem {
     a.lo_shift = c_.left >= 0 ? offset - c_.left : -kFar;
     a.hi_shift = c_.right >= 0 ? offset + c_.right + 1 : kFar;
     return a;
+  }
+
+  // The mask as pack_mask leaves it.
+  void pack_mask(AttentionFwdSm90Params& a, int tile_k) {
+    if (!c_.mask) return;
+    const int words = (mask_keys + tile_k - 1) / tile_k * (tile_k / 32);
+    const int sequences = c_.by_sequence ? c_.batch : 1, heads = c_.by_head ? c_.nheads_q : 1,
+              rows = c_.by_row ? mask_rows : 1;
+    mask_bits.assign(size_t(sequences) * heads * rows * words, 0);
+    for (int b = 0; b < sequences; ++b)
+      for (int h = 0; h < heads; ++h)
+        for (int i = 0; i < rows; ++i)
+          for (int j = 0; j < mask_keys; ++j)
+            mask_bits[((size_t(b) * heads + h) * rows + i) * words + j / 32] |= u32{mask[term_at(b, h, i, j)] != 0}
+                                                                                << j % 32;
+    a.mask_bits = mask_bits.data(), a.mask_bits_tile = tile_k / 32;
+    a.mask_bits_i = c_.by_row ? words : 0;
+    a.mask_bits_h = c_.by_head ? i64{rows} * words : 0;
+    a.mask_bits_b = c_.by_sequence ? i64{heads} * rows * words : 0;
   }
 
   // O and lse from partials [row, head, split], in order.
@@ -189,6 +209,8 @@ class Problem {
   std::vector<float> slopes, bias;
   std::vector<uint16_t> bias16;
   std::vector<unsigned char> mask;
+  std::vector<u32> mask_bits;
+  int mask_rows = 1, mask_keys = 1;
   Strides4 term_stride = {};
 
  private:
@@ -203,7 +225,7 @@ class Problem {
   }
 
   void make_terms() {
-    int rows = 1, keys = 1;
+    int &rows = mask_rows, &keys = mask_keys;
     for (const Sequence& s : sequences) rows = std::max(rows, s.q_len), keys = std::max(keys, s.k_len);
     const i64 of_row = c_.by_row ? i64{keys} * c_.key_stride : 0;
     term_stride = {c_.by_sequence ? i64{c_.nheads_q} * rows * keys * c_.key_stride : 0,
@@ -364,6 +386,7 @@ template <AttentionFwdSm90Variant kV>
 std::string failure_of(const Case& c, unsigned seed) {
   Problem problem(c, kV.is_bf16 != 0, seed);
   AttentionFwdSm90Params a = problem.params();
+  problem.pack_mask(a, kV.tile_k);
   AttentionFwdParams& p = a.common;
   constexpr int kRows = Layout<kV>::kTileQ;
   p.num_tiles_q = c.packed_q ? problem.q_rows / kRows + c.batch : (c.seqlen_q + kRows - 1) / kRows;

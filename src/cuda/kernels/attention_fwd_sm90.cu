@@ -407,18 +407,16 @@ struct Consumer {
     i32 n = all.end - 1;
     for (; n >= own.end; --n) pass_tile();
     if (own.end > own.begin) {
-      first_step(visible, 0, n, n < kept(kFreeBegin));
+      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin);
+      first_step(visible, 0, n, n < free_begin);
       --n;
 #pragma unroll 1
-      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = kept(kOwnBegin)) {
+      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = own_begin) {
 #pragma unroll 1
-        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < kept(kFreeBegin));
-        const i32 left = n + 1 - kept(kFreeBegin);
-        if (n < kept(kOwnBegin)) break;
-        if (left <= 0) continue;
+        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < free_begin);
+        if (n < own_begin) break;
 #pragma unroll 1
-        for (i32 i = left; i > 0; --i) step<false>(visible, 0, 0, false);
-        n = kept(kFreeBegin) - 1;
+        for (; n >= free_begin; --n) step<false>(visible, 0, 0, false);
       }
       end_sequence(n, true);
     } else {
@@ -443,20 +441,24 @@ struct Consumer {
     i32 n = all.end - 1;
     for (; n >= own.end; --n) pass_tile();
     if (own.end > own.begin) {
+      TermsOf<kV> terms(a, work_at);
       wait_k();
       wgmma_fence();
       start_qk();
+      terms.ask(a, n);
       wgmma_wait<0>();
       pin(acc_s);
+      // Read once, into registers of the whole warp: looked up in the loop, they would hold up every step.
+      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin), free_end = kept(kFreeEnd);
       bool is_first = true;
 #pragma unroll 1
       while (true) {
-        const bool masked = n >= kept(kFreeEnd) || n < kept(kFreeBegin);
+        const bool masked = n >= free_end || n < free_begin;
         bool exact = masked || is_first;
 #pragma unroll 1
         while (true) {  // once, or again where the kept maximum did not hold
-          const float scale_log2 = add_terms<kV>(a, acc_s, work_at, n * kV.tile_k);
-          if (masked) hide_in_sequence(n, n < kept(kFreeBegin), hidden_by(scale_log2));
+          const float scale_log2 = add_terms<kV>(a, acc_s, terms, work_at, n);
+          if (masked) hide_in_sequence(n, n < free_begin, hidden_by(scale_log2));
           if (exact) {
             softmax_exact(acc_s, state, scale_log2);
             break;
@@ -477,7 +479,7 @@ struct Consumer {
           if (!is_first) release_v();
         }
         is_first = false;
-        if (--n < kept(kOwnBegin)) break;
+        if (--n < own_begin) break;
         wait_k();
         pin(acc_o), pin(probability);
         wgmma_fence();
@@ -487,6 +489,7 @@ struct Consumer {
           wgmma_fence();
         }
         start_pv();
+        terms.ask(a, n);
         wgmma_wait<1>();
         pin(acc_s);
       }

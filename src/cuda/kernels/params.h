@@ -163,7 +163,21 @@ struct AttentionFwdSm90Params {
   // Lengths: what they are for every sequence is worked out on the device.
   i32 chunk;     // 0: off; at most 2^30
   i32 page_box;  // rows of a box of k and v where those lie in pages, the outermost dimension of their maps then; 0: off
-  i32 bias_in_pairs, mask_in_pairs;  // keys lie side by side, two of them on an address of their size
+  i32 bias_in_pairs;  // keys lie side by side, two of them on an address of their size
+  // The mask tensor as pack_mask leaves it: bit j % 32 of word j / 32 of a row; strides in words, 0 where broadcast.
+  const u32* mask_bits;
+  i64 mask_bits_b, mask_bits_h;
+  i32 mask_bits_i, mask_bits_tile;  // the latter from one tile of keys to the next
+  // Softcap of scores s with |s| <= near_limit: s (near[0] + near[1] s^2 + near[2] s^4 + ...), in units of log2.
+  float near_limit, near[5];
+};
+
+struct PackMaskParams {
+  const unsigned char* mask;  // bool [., ., rows, keys] by strides
+  u32* bits;                  // [., heads, rows, words]: a key's bit is 1 where it may be seen; behind the last key 0
+  Strides4 stride;
+  i64 heads, rows, keys, words;
+  i64 total;  // words of all rows
 };
 
 struct KvAppendParams {

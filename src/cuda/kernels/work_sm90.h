@@ -184,6 +184,21 @@ HEED_DEVICE Work work_at(const AttentionFwdParams& p, u32 index) {
   return work;
 }
 
+// ---- softcap ------------------------------------------------------------------------------------------------------------
+
+// tanh(y) / y as a polynomial in y^2, within 2^-23 of it for |y| <= 0.6 (relative minimax fit).
+constexpr float kNearTanh[] = {0.99999993f, -0.3333231f, 0.13310174f, -0.05210148f, 0.01547543f}, kNearTanhLimit = 0.6f;
+
+// From the scale and the cap of this run; a limit below 0 where the powers would leave what a float holds well.
+HEED_DEVICE void set_softcap(AttentionFwdSm90Params& a) {
+  constexpr float kLn2 = 0.693147180559945f, kLeast = 1e-4f, kMost = 1e3f, kMostScale = 1e9f;
+  const float scale = a.common.softmax_scale_log2, to_caps = scale * kLn2 / a.common.softcap;
+  const float size = to_caps < 0.0f ? -to_caps : to_caps, scale_size = scale < 0.0f ? -scale : scale;
+  a.near_limit = size > kLeast && size < kMost && scale_size < kMostScale ? kNearTanhLimit / size : -1.0f;
+  float power = scale;
+  for (int i = 0; i < 5; ++i, power *= to_caps * to_caps) a.near[i] = kNearTanh[i] * power;
+}
+
 // Where element (row, column) of a tile lies: boxes of 64 columns one after the other, 16-byte units of a row swizzled.
 HEED_DEVICE u32 staged(u32 base, u32 chunk_bytes, int row, int column) {
   return base + column / 64 * chunk_bytes + row * 128 + ((column % 64 / 8 ^ row % 8) << 4) + column % 8 * 2;
