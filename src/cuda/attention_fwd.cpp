@@ -64,7 +64,8 @@ struct WorkspaceLayout {
   bool fits = true;
 };
 
-WorkspaceLayout workspace_of(const AttentionProblem& p, const Configuration& c) {
+// At most one kernel of the list splits, and one counts tiles or reads bits of a mask.
+WorkspaceLayout workspace_of(const AttentionProblem& p, const Configurations& configurations) {
   constexpr int64_t kAlign = 256;
   WorkspaceLayout layout;
   const auto add = [&layout](int64_t count, int64_t bytes_each) {
@@ -75,10 +76,12 @@ WorkspaceLayout workspace_of(const AttentionProblem& p, const Configuration& c) 
     return offset;
   };
   if (needs_check(p)) add(p.batch + 1, 4);
-  if (c.counts_tiles) layout.counter_offset = add(1, 8);
-  if (MaskBits bits; c.packs_mask && mask_bits(p, c.tile_k, bits))
-    layout.mask_offset = add(bits.sequences * bits.heads * bits.rows * bits.words, 4);
-  if (c.split) {
+  for (const Configuration& c : configurations) {
+    if (c.counts_tiles) layout.counter_offset = add(1, 8);
+    if (MaskBits bits; c.packs_mask && mask_bits(p, c.tile_k, bits))
+      layout.mask_offset = add(bits.sequences * bits.heads * bits.rows * bits.words, 4);
+  }
+  if (const Configuration& c = merged(configurations); c.split) {
     int64_t partials = 0;
     layout.fits = !__builtin_mul_overflow(partial_rows(p, c), p.nheads_q, &partials) &&
                   !__builtin_mul_overflow(partials, int64_t{c.max_splits}, &partials);
@@ -470,7 +473,7 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
   const ContextScope scope(facts.index);
   HEED_RETURN_IF_ERROR(scope.status());
   const Configuration& splitting = merged(configurations);
-  const WorkspaceLayout workspace = workspace_of(problem, splitting);
+  const WorkspaceLayout workspace = workspace_of(problem, configurations);
   if (!workspace.fits) {
     return not_supported(format("splits = {}: partial results of {} rows, {} heads and {} splits overflow 64 bits",
                                 problem.splits, partial_rows(problem, splitting), problem.nheads_q,
@@ -501,7 +504,7 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
     if (c.blocks == 0) continue;
     if (c.packs_mask)
       HEED_RETURN_IF_ERROR(
-          steps.add(c, "pack_mask", pack_mask_variant(), pack_blocks(problem, c.tile_k), run_pack_mask));
+          steps.add(c, "pack_mask", pack_mask_variant(), pack_blocks(problem, c.tile_k), run_pack_mask, true));
     // The kernel may take its places before what it is behind has ended: it waits by itself. Behind check_sequences that is
     // worth it for all; attention_fwd_sm90 lets the next one in early itself.
     const bool overlaps =

@@ -69,10 +69,12 @@ bool split_pays(const AttentionProblem& p, const Configuration& whole, int64_t s
 
 double cost_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {
   // Of a call's first loads, and of partials with the merge behind them: 16 heads of 128 keys, D 64, 6.2 us; 32 heads of 49
-  // queries and 1024 keys, split, 22.6 us. What gathers or adds terms is half as fast.
-  constexpr double kFirstLoads = 1.5, kSplit = 10.0, kSlow = 2.0;
+  // queries and 1024 keys, split, 16.2 us. What gathers is half as fast, what adds terms (16 x 12 heads of 690, D 64, a mask
+  // tensor: 275 us) less; at D 32 exponentials are what takes time.
+  constexpr double kFirstLoads = 1.5, kSplit = 4.0, kSlow = 2.0, kTerms = 3.5, kSmall = 1.4;
   const AttentionFwdFeatures features = features_of(p);
-  const double slow = c.split || features.gather || features.modified ? kSlow : 1.0;
+  const double slow = (features.modified || p.mask ? kTerms : c.split || features.gather ? kSlow : 1.0) *
+                      (p.head_dim <= 32 && p.head_dim_v <= 32 ? kSmall : 1.0);
   const Rates rates = {kRates.flops_per_us_sm / (slow * waste_of(p, c, facts)), kRates.bytes_per_us_sm};
   return kFirstLoads + roofline_us(p, facts, rates) + (c.split ? kSplit : 0.0);
 }

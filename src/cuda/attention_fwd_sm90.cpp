@@ -16,12 +16,16 @@ constexpr int32_t kLongestTile = 128;  // of keys
 constexpr i32 kFarthest = 1 << 30,
               kMostRows = kFarthest - 1024;  // row + shift stays within 31 bits, in the last tile too
 
-bool has_terms(const AttentionProblem& p) { return p.softcap || p.bias() || p.alibi || p.mask || p.dropout; }
+// Done on tiles for terms; softcap by itself only where no other tile takes it.
+bool has_terms(const AttentionProblem& p) {
+  return p.bias() || p.alibi || p.mask || p.dropout || (p.softcap && p.head_dim <= 64 && p.head_dim_v <= 64);
+}
 
-// Lengths, or the places of keys, that the host does not know; chunks and terms of the score are done where those are.
+// Lengths, or the places of keys, that the host does not know; what is rarer is done where those are. (With batch_invariant
+// one kernel does a sequence alone and in any batch.)
 bool has_lengths(const AttentionProblem& p) {
-  return has_terms(p) || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() ||
-         p.cache_batch > 0 || p.chunk > 0;
+  return has_terms(p) || p.softcap || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() ||
+         p.cache_batch > 0 || p.chunk > 0 || p.out_dtype != p.dtype || p.batch_invariant;
 }
 bool may_split(const AttentionProblem& p) { return !has_lengths(p) && p.window_left < 0; }
 bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0 || has_lengths(p); }
@@ -132,13 +136,14 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const Attentio
   const double multiplying = rows_differ(p) ? std::max(turns * usual, longest) : std::ceil(turns) * usual;
   const double moving = bytes(p) / (30e3 * std::max(1, facts.multiprocessors));
   // What decode takes is better left to it.
-  constexpr double kStart = 1.2, kFewRows = 1.0;
+  constexpr double kStart = 1.2, kFewRows = 1.0, kPack = 2.0;
   constexpr int64_t kRowsOfDecode = 16;
   const double few = usual_queries(p) <= kRowsOfDecode ? kFewRows : 0.0;
   // Partials are written and read again, by a kernel of their own.
   const double partials = all * c.max_splits * static_cast<double>(p.head_dim_v) * 4.0 * 2.0;
-  const double merging = c.split ? 2.5 + partials / (20e3 * std::max(1, facts.multiprocessors)) : 0.0;
-  return kStart + few + std::max(multiplying, moving) + merging;
+  const double merging = c.split ? 2.0 + partials / (20e3 * std::max(1, facts.multiprocessors)) : 0.0;
+  const double packing = p.mask ? kPack : 0.0;
+  return kStart + few + packing + std::max(multiplying, moving) + merging;
 }
 
 // K and V of a section stay in the L2 cache; and it has tiles enough to end with short ones everywhere.
@@ -160,11 +165,17 @@ Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90
   if (splits) cut_keys(p, int64_t{tile.blocks} * std::max(1, facts.multiprocessors), 4, c);
   c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
                     has_terms(p) ? " terms"
+                    : p.softcap  ? " softcap"
                     : lengths    ? " lengths"
                     : c.split    ? " split"
                                  : "");
-  c.variant =
-      attention_fwd_sm90_variant({p.dtype == Dtype::kBf16, p.window_left >= 0, lengths, has_terms(p), c.split}, tile);
+  c.variant = attention_fwd_sm90_variant({.is_bf16 = p.dtype == Dtype::kBf16,
+                                          .has_lower_end = p.window_left >= 0,
+                                          .lengths = lengths,
+                                          .terms = has_terms(p),
+                                          .softcap = p.softcap && !has_terms(p),
+                                          .split = c.split},
+                                         tile);
   c.grid = std::min<int64_t>(c.blocks, int64_t{tile.blocks} * std::max(1, facts.multiprocessors));
   // With D 64 tiles that are alike go to whichever block is free as well: 1 % faster.
   const bool has_several = c.blocks > c.grid && c.blocks < int64_t{1} << (kTileBits - 1);
@@ -198,11 +209,13 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   if (p.paged() && p.page_size % kSwizzleRows != 0) {
     return decline(format("takes pages of multiples of {} keys, not of {}; {}", kSwizzleRows, p.page_size, kNearest));
   }
-  if (p.out_dtype != p.dtype) return decline(format("writes out in the inputs' dtype only; {}", kNearest));
-  if (p.batch_invariant) return decline(format("not with batch_invariant; {}", kNearest));
+  if (p.out_dtype != p.dtype && p.out_dtype != Dtype::kF32) {
+    return decline(format("writes out in f32 or the inputs' dtype, not {}; {}", dtype_name(p.out_dtype), kNearest));
+  }
   if (p.splits > 1 && !may_split(p)) {
     return decline(format(
-        "splits keys only where the host knows all lengths, without a left window, chunks and terms of the score; {}",
+        "splits keys only where the host knows all lengths, without a left window, chunks, terms of the score, an out of f32 "
+        "and batch_invariant; {}",
         kNearest));
   }
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
@@ -238,10 +251,19 @@ Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const Dev
     if (dims == nullptr && serves(tile, p.head_dim, p.head_dim_v, tile.ranges, tile.terms)) dims = &tile;
     if (dims == nullptr || tile.head_dim != dims->head_dim || tile.head_dim_v != dims->head_dim_v) continue;
     if (tile.ranges == has_ranges(p) && p.splits <= 1) consider(tile, false);
+    if (p.batch_invariant && best.blocks > 0) break;  // whatever the batch, the same tile
     if (splits_keys(tile) && may_split(p) && (p.splits > 1 || (p.splits == 0 && p.seqlen_k >= kLeastKeysToSplit)))
       consider(tile, true);
   }
-  return {best};
+  if (!p.batch_invariant) return {best};
+  // Nor may the batch decide whether this row or attention_fwd_sm80 is taken.
+  best.cost_us = 0.9 * configure_attention_fwd_sm80(p, facts).front().cost_us;
+  Configurations shared = {best};
+  for (Configuration& decode : configure_invariant_decode(p, facts)) {
+    shared.front().min_rows = decode.max_rows + 1;
+    shared.push_back(std::move(decode));
+  }
+  return shared;
 }
 
 Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Params& params) {
@@ -256,8 +278,11 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
       encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, params.k_map));
   HEED_RETURN_IF_ERROR(
       encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, params.v_map));
-  HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, q_rows, c.nheads_q, q_sequences, c.out_stride,
-                              kConsumerRows, params.out_map));
+  params.out_map = params.q_map;  // f32 leaves straight from registers
+  if (p.out_dtype == p.dtype) {
+    HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, q_rows, c.nheads_q, q_sequences, c.out_stride,
+                                kConsumerRows, params.out_map));
+  }
   const int64_t offset = has_lengths(p) ? 0 : offset_of(p);
   params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * (p.packed_q() ? 1 : c.batch) * c.max_splits);
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));

@@ -60,12 +60,12 @@ KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& f, cons
   constexpr const char* kExpression =
       "heed::cuda::attention_fwd_sm90<heed::cuda::AttentionFwdSm90Variant{{.is_bf16={},.head_dim={},.head_dim_v={}"
       ",.consumers={},.tile_k={},.stages={},.rings={},.q_in_registers={},.ping_pong={},.blocks={},.mask={},.has_lower_"
-      "end={},.lengths={},.terms={},.split={}}}>";
+      "end={},.lengths={},.terms={},.softcap={},.split={}}}>";
   KernelVariant variant =
       variant_of("attention_fwd_sm90.cu",
                  format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.consumers, t.tile_k, t.stages, t.rings,
                         t.q_in_registers, t.ping_pong, t.blocks, static_cast<int>(t.ranges ? kMaskRange : kMaskNone),
-                        int{f.has_lower_end || f.lengths}, int{f.lengths}, int{f.terms}, int{f.split}),
+                        int{f.has_lower_end || f.lengths}, int{f.lengths}, int{f.terms}, int{f.softcap}, int{f.split}),
                  128 * (t.consumers + 1), t);
   variant.shared_bytes = shared_bytes(t, f.lengths);
   if (f.lengths) variant.spill_bytes = 64;  // around the loops: what a sequence's rows and keys are
@@ -150,6 +150,8 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
         const bool lengths = tile.terms || (bits & 4) != 0;
         if (tile.ranges || bits < 2)
           add(attention_fwd_sm90_variant({(bits & 1) != 0, (bits & 2) != 0, lengths, tile.terms}, tile));
+        if (caps_scores(tile) && bits < 2)
+          add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .lengths = true, .softcap = true}, tile));
         if (splits_keys(tile) && bits < 2)
           add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .split = true}, tile));
       }

@@ -43,7 +43,8 @@ struct AttentionFwdSm90Features {
   bool is_bf16 = false;
   bool has_lower_end = false;  // a window hides the first keys from rows as well
   bool lengths = false;        // lengths and places from the device, chunks: any range of keys then
-  bool terms = false;          // softcap, bias, ALiBi, mask tensor, dropout: with lengths, on tiles of their own
+  bool terms = false;          // bias, ALiBi, mask tensor, dropout: with lengths, on tiles of their own
+  bool softcap = false;        // and none of those: with lengths
   bool split = false;          // of ranges without a lower end
 };
 KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& features, const AttentionFwdSm90Tile& tile);

@@ -224,7 +224,8 @@ TEST(CudaPlan, HopperForward) {
         "b=3 d=128 bf16 layout_q=thd layout_kv=thd tq=70 tk=90 causal",
         "b=3 sq=5 d=64 f16 used_k leftpad cache_batch=7", "sq=700 d=64 bf16 softcap alibi",
         "sq=700 d=128 f16 bias=f32:ij mask=bhij dropout causal", "b=3 sq=70 sk=704 d=128 bf16 page=16 used_k causal",
-        "b=3 sq=70 sk=720 d=64 bf16 page=24 cache_batch=5 softcap"})
+        "b=3 sq=70 sk=720 d=64 bf16 page=24 cache_batch=5 softcap", "sq=700 d=64 bf16 out=f32",
+        "sq=700 d=64 bf16 batch_invariant"})
     EXPECT_TRUE(verdict(line).accepted) << line << ": " << verdict(line).reason;
   const std::pair<const char*, const char*> declined[] = {
       {"sq=700 d=64", "not f32"},
@@ -233,9 +234,7 @@ TEST(CudaPlan, HopperForward) {
       {"sq=704 d=64 bf16 page=4 used_k", "pages"},
       {"sq=704 d=64 bf16 page=16 used_k leftpad", "left padding in pages"},
       {"b=2 d=64 bf16 layout_q=thd layout_kv=thd tq=0 tk=9", "empty"},
-      {"sq=700 d=64 bf16 out=f32", "dtype"},
       {"sq=700 d=64 bf16 align.q=8", "16 bytes"},
-      {"sq=700 d=64 bf16 batch_invariant", "batch_invariant"},
       {"sq=0 d=64 bf16", "empty"},
       {"sq=9 sk=2000000000 d=64 bf16", "1073740800"},
       {"b=2 sq=9 d=64 bf16 strides.k=300000000000,64,64", "strides"}};
@@ -265,7 +264,28 @@ TEST(CudaPlan, HopperForward) {
   EXPECT_EQ(packed.blocks, packed.num_tiles_q * 16);
   EXPECT_TRUE(packed.counts_tiles);
   EXPECT_TRUE(packed.kernel.ends_with(" lengths"));
-  EXPECT_TRUE(planned("b=16 hq=16 sq=1024 d=128 bf16 softcap").kernel.ends_with(" terms"));
+  EXPECT_TRUE(planned("b=16 hq=16 sq=1024 d=128 bf16 softcap").kernel.ends_with(" softcap"));
+  EXPECT_TRUE(planned("b=16 hq=16 sq=1024 d=128 bf16 softcap mask=ij").kernel.ends_with(" terms"));
+  EXPECT_TRUE(planned("b=16 hq=16 sq=1024 d=64 bf16 softcap").kernel.ends_with(" terms"));
+  // A mask tensor becomes bits: whole tiles of them a row, one row where it is broadcast over queries.
+  MaskBits bits;
+  const AttentionProblem masked = problem_of("attention b=4 hq=16 sq=1000 sk=690 d=128 bf16 mask=bj device=cuda");
+  ASSERT_TRUE(mask_bits(masked, 64, bits));
+  EXPECT_EQ(std::vector<int64_t>({bits.sequences, bits.heads, bits.rows, bits.keys, bits.words, bits.words_of_tile}),
+            std::vector<int64_t>({4, 1, 1, 690, 22, 2}));
+  EXPECT_TRUE(configure_attention_fwd_sm90(masked, facts)[0].packs_mask);
+  // batch_invariant: the same kernel whatever the batch, and decode for the sequences that have few queries.
+  const auto invariant = [&](const std::string& line) {
+    return configure_attention_fwd_sm90(problem_of("attention " + line + " bf16 batch_invariant device=cuda"), facts);
+  };
+  for (const char* line : {"hq=16 sq=64 sk=4096 d=128", "b=64 hq=16 sq=2048 d=128",
+                           "b=9 hq=16 d=128 layout_q=thd layout_kv=thd tq=9000 tk=9000"}) {
+    const Configurations both = invariant(line);
+    ASSERT_EQ(both.size(), 2u) << line;
+    EXPECT_EQ(both[0].variant.key.expression, invariant("hq=16 sq=512 d=128")[0].variant.key.expression) << line;
+    EXPECT_EQ(both[0].min_rows, both[1].max_rows + 1) << line;
+    EXPECT_EQ(both[0].max_splits, 1) << line;
+  }
 }
 
 TEST(CudaPlan, TypicalDevices) {

@@ -236,10 +236,16 @@ struct Consumer {
     }
   }
 
+  // What scores are still to be multiplied by.
+  __device__ __forceinline__ float scale_log2() const { return kV.softcap ? 1.0f : a.common.softmax_scale_log2; }
+  __device__ __forceinline__ void cap() {
+    if constexpr (kV.softcap) take_tanh(a, acc_s);
+  }
+
   // Scores of key tile n that rows first.. do not see.
   __device__ __forceinline__ void hide(const Visible<kV>& visible, i32 first, i32 n, bool before) {
-    if constexpr (kV.lengths) return hide_in_sequence(n, before, hidden_by(a.common.softmax_scale_log2));
-    const float hidden = __int_as_float(a.common.softmax_scale_log2 < 0.0f ? 0x7f800000 : 0xff800000);
+    const float hidden = hidden_by(scale_log2());
+    if constexpr (kV.lengths) return hide_in_sequence(n, before, hidden);
     const i32 row = first + warp * 16 + lane / 4, key = n * kV.tile_k + lane % 4 * 2;
     const i32 hi[2] = {visible.hi(row) - key, visible.hi(row + 8) - key};
     hide_from(acc_s, hi, hidden);
@@ -277,14 +283,20 @@ struct Consumer {
     wgmma_wait<0>();
     pin(acc_s);
     release_k();
+    cap();
     hide(visible, first, n, before);
-    softmax_exact(acc_s, state, a.common.softmax_scale_log2);
+    softmax_exact(acc_s, state, scale_log2());
     round_p<kV>(probability, acc_s);
   }
 
+  // Whether some row of the warp has seen no key yet, so that there is no maximum to keep.
+  __device__ __forceinline__ bool has_new_row() const {
+    const float kInf = __int_as_float(0x7f800000);
+    return __any_sync(0xffffffffu, state.row_max[0] == -kInf || state.row_max[1] == -kInf);
+  }
+
   // O += P V of the tile before, and P of tile n.
-  template <bool kMasked>
-  __device__ __forceinline__ void step(const Visible<kV>& visible, i32 first, i32 n, bool before) {
+  __device__ __forceinline__ void step(const Visible<kV>& visible, i32 first, i32 n, bool masked, bool before) {
     wait_k();
     if constexpr (kV.ping_pong) bar_sync(kInTurn + group, 256);
     pin(acc_o), pin(probability);
@@ -298,15 +310,19 @@ struct Consumer {
     if constexpr (kV.ping_pong) bar_arrive(kInTurn + (group + 1) % kV.consumers, 256);
     wgmma_wait<1>();
     pin(acc_s);
-    bool exact = kMasked;
-    if constexpr (kMasked) {
+    bool exact = false;
+    cap();
+    if (kV.mask != kMaskNone && masked) {
       hide(visible, first, n, before);
-      softmax_exact(acc_s, state, a.common.softmax_scale_log2);
-    } else if (!softmax_kept(acc_s, state, a.common.softmax_scale_log2)) {
+      exact = has_new_row();
+    }
+    if (!exact && !softmax_kept(acc_s, state, scale_log2())) {
       multiply_qk_again<kV>(acc_s, q_at, k_at + k_ring.stage * L::kBytesK);
-      softmax_exact(acc_s, state, a.common.softmax_scale_log2);
+      cap();
+      if (kV.mask != kMaskNone && masked) hide(visible, first, n, before);
       exact = true;
     }
+    if (exact) softmax_exact(acc_s, state, scale_log2());
     if constexpr (kV.rings == 2) release_k();
     wgmma_wait<0>();
     pin(acc_o);
@@ -347,16 +363,9 @@ struct Consumer {
     if (own.end > own.begin) {
       first_step(visible, first, n, n < unmasked_begin);
       --n;
-      // Both ends of a range share one masked loop, half the code.
 #pragma unroll 1
-      for (i32 masked_begin = max(unmasked_end, own.begin);; masked_begin = own.begin) {
-#pragma unroll 1
-        for (; n >= masked_begin; --n) step<true>(visible, first, n, n < unmasked_begin);
-        if (n < own.begin) break;
-#pragma unroll 1
-        for (; n >= unmasked_begin && n >= own.begin; --n) step<false>(visible, first, n, false);
-        if (!kV.has_lower_end || n < own.begin) break;
-      }
+      for (; n >= own.begin; --n)
+        step(visible, first, n, n >= unmasked_end || n < unmasked_begin, n < unmasked_begin);
       release(barriers.q_empty(group));
       last_step();
       if constexpr (kV.rings == 1) --n;
@@ -399,7 +408,6 @@ struct Consumer {
     __syncwarp();
   }
 
-  // Both ends of a range share one masked loop, half the code.
   __device__ __forceinline__ void run_sequence(const Work& work) {
     TileRange all, own;
     look_at_rows(work, all, own);
@@ -407,17 +415,11 @@ struct Consumer {
     i32 n = all.end - 1;
     for (; n >= own.end; --n) pass_tile();
     if (own.end > own.begin) {
-      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin);
+      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin), free_end = kept(kFreeEnd);
       first_step(visible, 0, n, n < free_begin);
       --n;
 #pragma unroll 1
-      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = own_begin) {
-#pragma unroll 1
-        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < free_begin);
-        if (n < own_begin) break;
-#pragma unroll 1
-        for (; n >= free_begin; --n) step<false>(visible, 0, 0, false);
-      }
+      for (; n >= own_begin; --n) step(visible, 0, n, n >= free_end || n < free_begin, n < free_begin);
       end_sequence(n, true);
     } else {
       end_sequence(n, false);
@@ -454,7 +456,7 @@ struct Consumer {
 #pragma unroll 1
       while (true) {
         const bool masked = n >= free_end || n < free_begin;
-        bool exact = masked || is_first;
+        bool exact = is_first || has_new_row();
 #pragma unroll 1
         while (true) {  // once, or again where the kept maximum did not hold
           const float scale_log2 = add_terms<kV>(a, acc_s, terms, work_at, n);

@@ -10,8 +10,9 @@
 
 namespace heed::cuda {
 
-__device__ __forceinline__ unsigned short* out_row(const AttentionFwdParams& p, const Work& work, i32 query) {
-  return static_cast<unsigned short*>(p.out) + work.b * p.out_stride.b + work.head * p.out_stride.h +
+template <class Element>
+__device__ __forceinline__ Element* out_row(const AttentionFwdParams& p, const Work& work, i32 query) {
+  return static_cast<Element*>(p.out) + work.b * p.out_stride.b + work.head * p.out_stride.h +
          (static_cast<i64>(work.q_begin) + query) * p.out_stride.s;
 }
 
@@ -22,7 +23,7 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
   constexpr AttentionFwdVariant kScalar = {.is_bf16 = kV.is_bf16,
                                            .head_dim_v = kV.head_dim_v,
                                            .tile_k = kV.tile_k,
-                                           .modified = kV.terms,
+                                           .modified = kV.terms || kV.softcap,
                                            .gather = kV.lengths,
                                            .split = kV.split};
   const AttentionFwdParams& p = a.common;
@@ -45,11 +46,15 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
     const int r = __ffs(static_cast<int>(rows)) - 1, row = warp_row % 64 + r;
     if (warp_row + r >= (kV.lengths ? work.q_len : p.seqlen_q)) return;
     redo_row<kScalar>(p, w, warp_row + r, work.head, lane, [&](int column, float y) {
+      if (kV.lengths && p.out_is_f32) {
+        out_row<float>(p, work, warp_row + r)[column] = y;
+        return;
+      }
       const unsigned short bits = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
       if constexpr (Layout<kV>::kOutStaged)
         store_shared_16(staged(out, Layout<kV>::kChunkQ, row, column), bits);
       else
-        out_row(p, work, warp_row + r)[column] = bits;
+        out_row<unsigned short>(p, work, warp_row + r)[column] = bits;
     });
   }
 }
@@ -64,7 +69,7 @@ __device__ __forceinline__ void store_rows(const AttentionFwdParams& p, const Wo
     const i32 query = warp_row + r;
     if (query < work.written_begin || query >= work.written_end || lane * 8 >= p.head_dim_v) continue;
     const uint4 x = load_shared_16(staged(out, Layout<kV>::kChunkQ, warp_row % 64 + r, lane * 8));
-    *reinterpret_cast<uint4*>(out_row(p, work, query) + lane * 8) = x;
+    *reinterpret_cast<uint4*>(out_row<unsigned short>(p, work, query) + lane * 8) = x;
   }
 }
 
@@ -80,7 +85,7 @@ __device__ __forceinline__ void store_registers(const AttentionFwdParams& p, con
     const i32 query = warp_row + lane / 4 + r * 8;
     const bool writes =
         kV.lengths ? query >= work.written_begin && query < work.written_end : query < p.seqlen_q;
-    unsigned short* const to = out_row(p, work, query);
+    unsigned short* const to = out_row<unsigned short>(p, work, query);
 #pragma unroll
     for (int n = 0; n < kV.head_dim_v / 8; n += 4) {
       u32 word[4];  // of eights n .. n + 3
@@ -104,6 +109,18 @@ __device__ __forceinline__ void store_registers(const AttentionFwdParams& p, con
   }
 }
 
+// A row's columns of this thread, in f32.
+template <AttentionFwdSm90Variant kV>
+__device__ __forceinline__ void store_floats(float* row, const float (&acc_o)[Layout<kV>::kOut], int r, int columns,
+                                             int lane) {
+#pragma unroll
+  for (int n = 0; n < kV.head_dim_v / 8; ++n) {
+    const int column = n * 8 + lane % 4 * 2;
+    if (column < columns)
+      *reinterpret_cast<float2*>(row + column) = make_float2(acc_o[n * 4 + r * 2], acc_o[n * 4 + r * 2 + 1]);
+  }
+}
+
 // O and lse of one split, f32. One without a key adds nothing: 0 and -inf.
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void store_partials(const AttentionFwdSm90Params& a, const Work& work,
@@ -117,13 +134,7 @@ __device__ __forceinline__ void store_partials(const AttentionFwdSm90Params& a, 
     const i32 query = warp_row + lane / 4 + r * 8;
     if (query >= p.seqlen_q) continue;
     const i64 slot = partial_slot(p, w, work.head, query);
-    float* const to = p.partial_out + slot * p.head_dim_v;
-#pragma unroll
-    for (int n = 0; n < kV.head_dim_v / 8; ++n) {
-      const int column = n * 8 + lane % 4 * 2;
-      if (column < p.head_dim_v)
-        *reinterpret_cast<float2*>(to + column) = make_float2(acc_o[n * 4 + r * 2], acc_o[n * 4 + r * 2 + 1]);
-    }
+    store_floats<kV>(p.partial_out + slot * p.head_dim_v, acc_o, r, p.head_dim_v, lane);
     if (lane % 4 == 0) p.partial_lse[slot] = lse[r];
   }
   if (kV.mask != kMaskNone && redo != 0) {
@@ -185,27 +196,33 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
     store_partials<kV>(a, work, acc_o, lse, warp_row, redo, lane);
     return;
   }
-  if constexpr (!L::kOutStaged) {
-    store_registers<kV>(p, work, acc_o, warp_row, lane);
-    if (kV.mask != kMaskNone && redo != 0) {
-      __syncwarp();
-      redo_rows<kV>(a, work, warp_row, redo, out, lane);
-    }
-    return;
-  }
-  if (thread == 0) tma_store_wait_read();  // the last tile's store has left the place
-  bar_sync(1 + group, 128);
+  // f32 and, where shared memory is short, all leave straight from registers.
+  const bool is_direct = !L::kOutStaged || (kV.lengths && p.out_is_f32);
+  if (kV.lengths && p.out_is_f32) {
 #pragma unroll
-  for (int c = 0; c < kV.head_dim_v / 16; ++c)
-    stmatrix_x4(staged(out, L::kChunkQ, warp * 16 + lane % 16, c * 16 + lane / 16 * 8),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8], acc_o[c * 8 + 1]),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 2], acc_o[c * 8 + 3]),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 4], acc_o[c * 8 + 5]),
-                cvt_pair<kV.is_bf16>(acc_o[c * 8 + 6], acc_o[c * 8 + 7]));
+    for (int r = 0; r < 2; ++r) {
+      const i32 query = warp_row + lane / 4 + r * 8;
+      if (query >= work.written_begin && query < work.written_end)
+        store_floats<kV>(out_row<float>(p, work, query), acc_o, r, p.head_dim_v, lane);
+    }
+  } else if constexpr (!L::kOutStaged) {
+    store_registers<kV>(p, work, acc_o, warp_row, lane);
+  } else {
+    if (thread == 0) tma_store_wait_read();  // the last tile's store has left the place
+    bar_sync(1 + group, 128);
+#pragma unroll
+    for (int c = 0; c < kV.head_dim_v / 16; ++c)
+      stmatrix_x4(staged(out, L::kChunkQ, warp * 16 + lane % 16, c * 16 + lane / 16 * 8),
+                  cvt_pair<kV.is_bf16>(acc_o[c * 8], acc_o[c * 8 + 1]),
+                  cvt_pair<kV.is_bf16>(acc_o[c * 8 + 2], acc_o[c * 8 + 3]),
+                  cvt_pair<kV.is_bf16>(acc_o[c * 8 + 4], acc_o[c * 8 + 5]),
+                  cvt_pair<kV.is_bf16>(acc_o[c * 8 + 6], acc_o[c * 8 + 7]));
+  }
   if (kV.mask != kMaskNone && redo != 0) {
     __syncwarp();
     redo_rows<kV>(a, work, warp_row, redo, out, lane);
   }
+  if (is_direct) return;
   if constexpr (kV.lengths) {
     if (first < work.written_begin || (p.cu_seqlens_q != nullptr && first + 64 > work.written_end)) {
       store_rows<kV>(p, work, warp_row, out, lane);

@@ -3,6 +3,7 @@
 //
 //   bits[row][w] bit i = mask[row][32 w + i] != 0          a thread a word; bits behind the last key are 0
 #include "params.h"
+#include "ptx.cuh"
 
 namespace heed::cuda {
 
@@ -19,6 +20,8 @@ __device__ __forceinline__ u32 bits_of_bytes(u32 x) {
 template <PackMaskVariant kV>
 __global__ void __launch_bounds__(kV.threads) pack_mask(const __grid_constant__ PackMaskParams p) {
   constexpr int kKeys = 32;
+  wait_for_primary();  // which may still read the bits of the run before
+  launch_dependents();
   const i64 index = static_cast<i64>(blockIdx.x) * kV.threads + threadIdx.x;
   if (index >= p.total) return;
   const i64 word = index % p.words, line = index / p.words, row = line % p.rows, head = line / p.rows % p.heads;

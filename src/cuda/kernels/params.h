@@ -61,7 +61,8 @@ struct AttentionFwdSm90Variant {
   int mask = kMaskNone;
   int has_lower_end = 0;  // rows do not see the first keys either
   int lengths = 0;        // sequences' lengths and places come from the device; chunk
-  int terms = 0;          // softcap, bias, ALiBi, mask tensor, dropout; with lengths
+  int terms = 0;          // bias, ALiBi, mask tensor, dropout, and softcap where there is one; with lengths
+  int softcap = 0;        // and none of those; with lengths
   int split = 0;          // writes f32 partials for combine
 };
 
