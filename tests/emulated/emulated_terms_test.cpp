@@ -33,6 +33,18 @@ constexpr AttentionFwdSm90Variant kD64 = {.is_bf16 = 1,
                                            .lengths = 1,
                                            .terms = 1};
 
+// A softcap alone leaves the tiles as they are without terms.
+constexpr AttentionFwdSm90Variant kCapped128 = {.is_bf16 = 1,
+                                                .head_dim = 128,
+                                                .head_dim_v = 128,
+                                                .consumers = 3,
+                                                .tile_k = 64,
+                                                .stages = 4,
+                                                .mask = kMaskRange,
+                                                .has_lower_end = 1,
+                                                .lengths = 1,
+                                                .softcap = 1};
+
 constexpr Case kOf64 = {
     .nheads_q = 2, .seqlen_q = 200, .seqlen_k = 301, .head_dim = 64, .head_dim_v = 64, .right = 0, .hidden_nan = true};
 constexpr Case kOf128 = {.nheads_q = 2, .seqlen_q = 150, .seqlen_k = 330, .head_dim = 128, .head_dim_v = 120};
@@ -46,6 +58,9 @@ TEST(EmulatedSm90Terms, Softcap) {
     c = kOf128;
     c.softcap = cap, c.scale = -0.3f, c.times = 3, c.sinks = true;
     EXPECT_EQ(failure_of<kD128>(c, 2), "") << cap;
+    EXPECT_EQ(failure_of<kCapped128>(c, 3), "") << cap;
+    c.left = 90, c.right = 10, c.scale = 0.1f, c.hidden_nan = true;
+    EXPECT_EQ(failure_of<kCapped128>(c, 4), "") << cap;
   }
 }
 

@@ -1,11 +1,14 @@
 // What cuda/attention_fwd_sm90 has alone: scores for which no maximum can be kept, tiles of rows handed out by a counter,
 // whatever the workspace holds, tensors whose heads share memory.
 #include <algorithm>
+#include <atomic>
 #include <string>
 #include <vector>
 
 #include "cuda/device.h"
 #include "gpu/gpu.h"
+#include "ops/problem_line.h"
+#include "unit/random_problems.h"
 
 namespace heed {
 namespace {
@@ -96,6 +99,86 @@ TEST_F(GpuHopper, Terms) {
         "hq=2 sq=300 sk=900 d=128 bf16 softcap softcap_value=300 lse fill=normal*12",
         "hq=2 sq=300 sk=900 d=64 f16 bias=f32:ij lse fill=normal*12"})
     expect_right(std::string("attention ") + line);
+}
+
+TEST_F(GpuHopper, SameBitsOnFiftyRuns) {
+  const std::vector<std::string> lines = {
+      "attention b=2 hq=8 hkv=2 sq=300 d=128 bf16 causal lse",
+      "attention b=2 hq=8 sq=513 d=64 f16 lse",
+      "attention hq=4 sq=60 sk=2048 d=128 bf16 lse",
+      "attention b=3 hq=4 sq=200 d=96 bf16 window=70,0 sinks lse",
+      "attention b=2 hq=2 sq=260 d=256 bf16 causal lse",
+      "attention b=5 hq=4 layout_q=thd layout_kv=thd lq=uniform:0..300 lk=uniform:0..300 d=128 bf16 causal lse",
+      "attention b=2 hq=4 sq=200 d=128 bf16 softcap causal lse",
+      "attention b=2 hq=4 sq=200 d=64 bf16 bias=bf16:hij mask=ij alibi lse",
+      "attention b=2 hq=4 sq=200 d=128 f16 dropout p=0.2 lse",
+      "attention b=4 hq=8 hkv=2 sq=40 sk=512 d=128 bf16 page=16 used_k lk=uniform:1..512 pages=shuffled lse"};
+  testing::on_threads(lines.size(), [&](size_t i, const Stream& stream) {
+    LineRun problem(lines[i] + " device=cuda");
+    ASSERT_EQ(problem.error(), "") << lines[i];
+    std::vector<unsigned char> outputs;
+    for (int n = 0; n < 50; ++n) {
+      RunStyle style;
+      style.workspace_fill = (0xff + n * 37) % 256;
+      style.stream = stream.get();
+      ASSERT_EQ(problem.run(kRow, style), "") << lines[i];
+      if (outputs.empty()) {
+        EXPECT_EQ(problem.judge(), "") << lines[i];
+        outputs = problem.outputs();
+      }
+      EXPECT_TRUE(problem.outputs() == outputs) << lines[i] << ", run " << n + 1;
+    }
+  });
+}
+
+// A random problem, nearer to what the row takes: 16 bits, multiples of 8, no strides of its own.
+std::string random_line(testing::Random& random) {
+  for (;;) {
+    const ProblemLine line = testing::random_attention(random, testing::Sizes::kRunnable);
+    if (!testing::is_valid(line)) continue;
+    std::string text;
+    bool has_type = false;
+    for (std::string word : testing::split(testing::on_gpu(to_string(line)), ' ')) {
+      if (word.starts_with("align.") || word.starts_with("strides.")) continue;
+      for (const std::string name : {"d=", "dv="})
+        if (word.starts_with(name)) word = name + std::to_string((std::stoi(word.substr(name.size())) + 7) / 8 * 8);
+      has_type = has_type || word == "f16" || word == "bf16";
+      text += word + " ";
+    }
+    if (!has_type) text += random.chance(50) ? "bf16" : "f16";
+    if (text.starts_with("attention ") && parse_problem_line(text).ok()) return text;
+  }
+}
+
+TEST_F(GpuHopper, RandomProblemsAreRight) {
+  constexpr size_t kProblems = 2000;
+  std::atomic<size_t> drawn = 0, failed = 0;
+  testing::on_threads(kProblems, [&](size_t i, const Stream& stream) {
+    testing::Random random(20261130 + 0x9e3779b97f4a7c15u * (i + 1));
+    for (;;) {
+      const std::string line = random_line(random);
+      ++drawn;
+      LineRun problem(line);
+      if (!problem.error().empty()) continue;
+      const std::vector<std::string> rows = problem.accepting();
+      if (std::find(rows.begin(), rows.end(), kRow) == rows.end()) continue;
+      std::vector<unsigned char> outputs;
+      for (const int fill : {0xff, 0x00}) {
+        RunStyle style;
+        style.workspace_fill = fill;
+        style.stream = stream.get();
+        std::string failure = problem.run(kRow, style);
+        if (failure.empty() && outputs.empty()) failure = problem.judge();
+        if (failure.empty() && !outputs.empty() && problem.outputs() != outputs) failure = "other bits in run 2";
+        if (failure.empty()) outputs = problem.outputs();
+        if (!failure.empty() && failed++ < 3) ADD_FAILURE() << line << ": " << failure;
+      }
+      return;
+    }
+  });
+  testing::note("Hopper: " + std::to_string(kProblems) + " random problems of " + std::to_string(drawn) + " drawn, " +
+                std::to_string(failed) + " failures");
+  EXPECT_EQ(failed, 0u);
 }
 
 // Many plans at once, each with a counter of its own.

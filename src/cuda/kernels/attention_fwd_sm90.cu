@@ -296,7 +296,8 @@ struct Consumer {
   }
 
   // O += P V of the tile before, and P of tile n.
-  __device__ __forceinline__ void step(const Visible<kV>& visible, i32 first, i32 n, bool masked, bool before) {
+  template <bool kMasked>
+  __device__ __forceinline__ void step(const Visible<kV>& visible, i32 first, i32 n, bool before) {
     wait_k();
     if constexpr (kV.ping_pong) bar_sync(kInTurn + group, 256);
     pin(acc_o), pin(probability);
@@ -310,19 +311,17 @@ struct Consumer {
     if constexpr (kV.ping_pong) bar_arrive(kInTurn + (group + 1) % kV.consumers, 256);
     wgmma_wait<1>();
     pin(acc_s);
-    bool exact = false;
+    bool exact = kMasked;
     cap();
-    if (kV.mask != kMaskNone && masked) {
+    if constexpr (kMasked) {
       hide(visible, first, n, before);
-      exact = has_new_row();
-    }
-    if (!exact && !softmax_kept(acc_s, state, scale_log2())) {
+      softmax_exact(acc_s, state, scale_log2());
+    } else if (!softmax_kept(acc_s, state, scale_log2())) {
       multiply_qk_again<kV>(acc_s, q_at, k_at + k_ring.stage * L::kBytesK);
       cap();
-      if (kV.mask != kMaskNone && masked) hide(visible, first, n, before);
+      softmax_exact(acc_s, state, scale_log2());
       exact = true;
     }
-    if (exact) softmax_exact(acc_s, state, scale_log2());
     if constexpr (kV.rings == 2) release_k();
     wgmma_wait<0>();
     pin(acc_o);
@@ -363,9 +362,16 @@ struct Consumer {
     if (own.end > own.begin) {
       first_step(visible, first, n, n < unmasked_begin);
       --n;
+      // Both ends of a range share one masked loop, half the code.
 #pragma unroll 1
-      for (; n >= own.begin; --n)
-        step(visible, first, n, n >= unmasked_end || n < unmasked_begin, n < unmasked_begin);
+      for (i32 masked_begin = max(unmasked_end, own.begin);; masked_begin = own.begin) {
+#pragma unroll 1
+        for (; n >= masked_begin; --n) step<true>(visible, first, n, n < unmasked_begin);
+        if (n < own.begin) break;
+#pragma unroll 1
+        for (; n >= unmasked_begin && n >= own.begin; --n) step<false>(visible, first, n, false);
+        if (!kV.has_lower_end || n < own.begin) break;
+      }
       release(barriers.q_empty(group));
       last_step();
       if constexpr (kV.rings == 1) --n;
@@ -415,11 +421,17 @@ struct Consumer {
     i32 n = all.end - 1;
     for (; n >= own.end; --n) pass_tile();
     if (own.end > own.begin) {
-      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin), free_end = kept(kFreeEnd);
+      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin);
       first_step(visible, 0, n, n < free_begin);
       --n;
 #pragma unroll 1
-      for (; n >= own_begin; --n) step(visible, 0, n, n >= free_end || n < free_begin, n < free_begin);
+      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = own_begin) {
+#pragma unroll 1
+        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < free_begin);
+        if (n < own_begin) break;
+#pragma unroll 1
+        for (; n >= free_begin; --n) step<false>(visible, 0, 0, false);
+      }
       end_sequence(n, true);
     } else {
       end_sequence(n, false);
