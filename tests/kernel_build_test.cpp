@@ -174,8 +174,9 @@ TEST_P(KernelBuild, EveryReachableVariant) {
     EXPECT_LE(report.registers * variant.threads, 65536) << variant.key.expression;
     seconds.push_back(took);
   }
-  std::printf("%s, NVRTC %d.%d: %d of %zu variants spill more than their rows state (at most %d bytes), of %zu reachable\n",
-              arch.name, version.major, version.minor, spilling, variants.size(), most_spilt, reachable);
+  std::printf(
+      "%s, NVRTC %d.%d: %d of %zu variants spill more than their rows state (at most %d bytes), of %zu reachable\n",
+      arch.name, version.major, version.minor, spilling, variants.size(), most_spilt, reachable);
   if (!is_held) return;
   const double slowdown = std::max(1.0, median_of(yardsticks) / kYardstickSeconds), median = median_of(seconds);
   for (size_t i = 0; i < seconds.size(); ++i)  // a core may have been slow for that one: the best of five counts
@@ -193,10 +194,9 @@ TEST_P(KernelBuild, EveryReachableVariant) {
   EXPECT_LE(median, (arch.major == 9 ? kMedianOnHopper : kMedianSeconds) * slowdown);
 }
 
-INSTANTIATE_TEST_SUITE_P(Architectures, KernelBuild, ::testing::ValuesIn(parts()),
-                         [](const auto& info) {
-                           return std::string(info.param.arch.name) + "_" + std::to_string(info.param.index);
-                         });
+INSTANTIATE_TEST_SUITE_P(Architectures, KernelBuild, ::testing::ValuesIn(parts()), [](const auto& info) {
+  return std::string(info.param.arch.name) + "_" + std::to_string(info.param.index);
+});
 
 }  // namespace
 }  // namespace heed::cuda

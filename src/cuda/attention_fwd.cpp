@@ -314,7 +314,8 @@ class Steps {
   Status add(const Configuration& c, std::string name, const KernelVariant& variant, int64_t blocks, RunStep run,
              bool overlaps = false) {
     KernelVariant launched = variant;
-    if (c.alone && run == run_mapped_step) launched.shared_bytes = std::max(launched.shared_bytes, facts_.shared_per_block / 2 + 1024);
+    if (c.alone && run == run_mapped_step)
+      launched.shared_bytes = std::max(launched.shared_bytes, facts_.shared_per_block / 2 + 1024);
     Result<Launch> made = prepare_launch(launched, blocks, facts_.handle);
     if (!made.ok()) return made.status();
     auto params = std::make_shared<ForwardStep>();
@@ -374,7 +375,8 @@ int64_t usual_keys(const AttentionProblem& p) {
 bool mask_bits(const AttentionProblem& p, int32_t tile_k, MaskBits& bits) {
   constexpr int kWordBits = 32;
   const auto extent = [&p](DimBit letter, int64_t size) { return (p.mask_dims & letter) != 0 ? size : 1; };
-  bits.sequences = extent(kDimB, p.batch), bits.heads = extent(kDimH, p.nheads_q), bits.rows = extent(kDimI, p.seqlen_q);
+  bits.sequences = extent(kDimB, p.batch), bits.heads = extent(kDimH, p.nheads_q),
+  bits.rows = extent(kDimI, p.seqlen_q);
   bits.words_of_tile = (p.mask_dims & kDimJ) != 0 ? tile_k / kWordBits : 0;
   bits.keys = bits.words_of_tile > 0 ? p.seqlen_k : tile_k;
   bits.words = ceil_div(bits.keys, tile_k) * (tile_k / kWordBits);
@@ -502,7 +504,7 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
   }
   for (const Configuration& c : configurations) {
     if (c.blocks == 0) continue;
-    if (c.packs_mask)
+    if (c.packs_mask && pack_blocks(problem, c.tile_k) > 0)
       HEED_RETURN_IF_ERROR(
           steps.add(c, "pack_mask", pack_mask_variant(), pack_blocks(problem, c.tile_k), run_pack_mask, true));
     // The kernel may take its places before what it is behind has ended: it waits by itself. Behind check_sequences that is
@@ -512,8 +514,8 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
     HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.grid > 0 ? c.grid : c.blocks,
                                    c.maps_tensors ? run_mapped_step : run_step, overlaps));
     if (!c.split) continue;
-    HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype, combine_rows(c)), combine_blocks(problem, c), run_step,
-                                   facts.major >= 9));
+    HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype, combine_rows(c)),
+                                   combine_blocks(problem, c), run_step, facts.major >= 9));
   }
   return {};
 }

@@ -73,7 +73,9 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const DeviceFa
   // tensor: 275 us) less; at D 32 exponentials are what takes time.
   constexpr double kFirstLoads = 1.5, kSplit = 4.0, kSlow = 2.0, kTerms = 3.5, kSmall = 1.4;
   const AttentionFwdFeatures features = features_of(p);
-  const double slow = (features.modified || p.mask ? kTerms : c.split || features.gather ? kSlow : 1.0) *
+  const double slow = (features.modified || p.mask  ? kTerms
+                       : c.split || features.gather ? kSlow
+                                                    : 1.0) *
                       (p.head_dim <= 32 && p.head_dim_v <= 32 ? kSmall : 1.0);
   const Rates rates = {kRates.flops_per_us_sm / (slow * waste_of(p, c, facts)), kRates.bytes_per_us_sm};
   return kFirstLoads + roofline_us(p, facts, rates) + (c.split ? kSplit : 0.0);

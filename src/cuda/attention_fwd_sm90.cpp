@@ -18,7 +18,9 @@ constexpr i32 kFarthest = 1 << 30,
 
 // Done on tiles for terms; softcap by itself only where no other tile takes it.
 bool has_terms(const AttentionProblem& p) {
-  return p.bias() || p.alibi || p.mask || p.dropout || (p.softcap && p.head_dim <= 64 && p.head_dim_v <= 64);
+  if (p.bias() || p.alibi || p.mask || p.dropout) return true;
+  const HeadDims* const dims = padded_head_dims(p.head_dim, p.head_dim_v);
+  return p.softcap && dims != nullptr && !caps_scores(dims->head_dim);
 }
 
 // Lengths, or the places of keys, that the host does not know; what is rarer is done where those are. (With batch_invariant
@@ -213,22 +215,21 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
     return decline(format("writes out in f32 or the inputs' dtype, not {}; {}", dtype_name(p.out_dtype), kNearest));
   }
   if (p.splits > 1 && !may_split(p)) {
-    return decline(format(
-        "splits keys only where the host knows all lengths, without a left window, chunks, terms of the score, an out of f32 "
-        "and batch_invariant; {}",
-        kNearest));
+    return decline(
+        format("splits keys only where the host knows all lengths, without a left window, chunks, terms of the score, "
+               "an out of f32 "
+               "and batch_invariant; {}",
+               kNearest));
   }
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
   const int64_t queries = rows_of_q(p)[0], keys = most_keys(p);
-  if (p.batch < 1 || p.nheads_q < 1 || queries < 1 || keys < 1 || rows_of_k(p)[1] < 1) {
-    return decline(format("takes no empty tensors; {}", kNearest));
-  }
   if (queries > kMostRows || keys > kMostRows ||
       (p.offset_kind == OffsetKind::kGiven && (p.q_offset > kMostRows || p.q_offset < -kMostRows))) {
     return decline(format("takes at most {} queries and keys, and q_offset as large; {}", kMostRows, kNearest));
   }
   if (MaskBits bits; p.mask && !mask_bits(p, kLongestTile, bits)) {
-    return decline(format("counts the mask's words, one for 32 keys, by 32 bits, and here there are more; {}", kNearest));
+    return decline(
+        format("counts the mask's words, one for 32 keys, by 32 bits, and here there are more; {}", kNearest));
   }
   if (!tensors_fit(p)) {
     return decline(format("takes strides from 0 on only, below 2^38 elements; {}", kNearest));
@@ -274,10 +275,13 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   const auto k_box = static_cast<uint32_t>(box_rows(p, tile_k));
   HEED_RETURN_IF_ERROR(
       encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, kConsumerRows, params.q_map));
-  HEED_RETURN_IF_ERROR(
-      encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, params.k_map));
-  HEED_RETURN_IF_ERROR(
-      encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, params.v_map));
+  params.k_map = params.v_map = params.q_map;  // of no keys nothing is loaded
+  if (k_rows > 0 && k_sequences > 0 && c.nheads_kv > 0) {
+    HEED_RETURN_IF_ERROR(
+        encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, params.k_map));
+    HEED_RETURN_IF_ERROR(
+        encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, params.v_map));
+  }
   params.out_map = params.q_map;  // f32 leaves straight from registers
   if (p.out_dtype == p.dtype) {
     HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, q_rows, c.nheads_q, q_sequences, c.out_stride,
@@ -288,8 +292,9 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));
   params.page_box = p.paged() ? box_rows(p, tile_k) : 0;
   // Two elements at once: the first key of a thread's two has an even index.
-  params.bias_in_pairs = p.bias() && p.strides(Slot::kBias)[3] == 1 &&
-                         p.align[static_cast<size_t>(Slot::kBias)] >= 2 * static_cast<int32_t>(dtype_bytes(p.bias_dtype));
+  params.bias_in_pairs =
+      p.bias() && p.strides(Slot::kBias)[3] == 1 &&
+      p.align[static_cast<size_t>(Slot::kBias)] >= 2 * static_cast<int32_t>(dtype_bytes(p.bias_dtype));
   if (MaskBits bits; p.mask && mask_bits(p, tile_k, bits)) {
     params.mask_bits_i = static_cast<i32>(bits.rows > 1 ? bits.words : 0);
     params.mask_bits_h = bits.heads > 1 ? bits.rows * bits.words : 0;

@@ -162,8 +162,9 @@ constexpr bool splits_keys(const AttentionFwdSm90Tile& t) {
   return t.ranges && !t.terms && (t.head_dim > 64 || t.tile_k == 64);
 }
 
-// Whether a softcap without any of those runs on it. (At D 64 it would spill, or compile for too long: the tiles with terms do.)
-constexpr bool caps_scores(const AttentionFwdSm90Tile& t) { return t.ranges && !t.terms && t.head_dim > 64; }
+// Head dims at which a softcap without any of those runs on the tiles for ranges. (At D 64 it would spill, above 128 compile
+// for nearly three seconds: the tiles with terms do it.)
+constexpr bool caps_scores(int head_dim) { return head_dim == 96 || head_dim == 128; }
 
 constexpr bool serves(const AttentionFwdSm90Tile& t, long long head_dim, long long head_dim_v, bool ranges,
                       bool terms) {
@@ -258,7 +259,7 @@ constexpr bool tiles_are_sound() {
     if (t.consumers < 1 || t.consumers > 4 || t.rings < 1 || t.rings > 2) return false;
     if (t.ping_pong != 0 && (t.consumers != 2 || t.ranges)) return false;  // consumers in turn take the same steps
     if (t.spill_bytes < 0 || t.spill_bytes > 64 || t.rate <= 0) return false;
-    if (t.terms && t.tile_k % 32 != 0) return false;  // words of a mask's bits
+    if (t.terms && t.tile_k % 32 != 0) return false;                              // words of a mask's bits
     if (t.head_dim > 128 && t.head_dim_v % 32 != 0) return false;                 // O is traded in groups of 32 columns
     if (t.blocks * (shared_bytes(t, t.ranges) + 1024) > 228 << 10) return false;  // of an H100 or H200
   }

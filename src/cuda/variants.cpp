@@ -92,11 +92,12 @@ KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& 
 }
 
 KernelVariant combine_variant(Dtype element, int rows) {
-  return {.key = {"combine.cu", format("heed::cuda::combine<heed::cuda::CombineVariant{{.element=heed::cuda::{},.warps={}"
-                                       ",.rows={}}}>",
-                                       element_name(element), kCombineWarps, rows)},
-          .threads = kCombineWarps * 32,
-          .why = rows > 1 ? "a warp a row: few splits" : "a block a row: its warps share the splits"};
+  return {
+      .key = {"combine.cu", format("heed::cuda::combine<heed::cuda::CombineVariant{{.element=heed::cuda::{},.warps={}"
+                                   ",.rows={}}}>",
+                                   element_name(element), kCombineWarps, rows)},
+      .threads = kCombineWarps * 32,
+      .why = rows > 1 ? "a warp a row: few splits" : "a block a row: its warps share the splits"};
 }
 
 KernelVariant check_sequences_variant() {
@@ -109,10 +110,10 @@ KernelVariant check_sequences_variant() {
 
 KernelVariant pack_mask_variant() {
   constexpr int kThreads = 256;
-  return {.key = {"pack_mask.cu",
-                  format("heed::cuda::pack_mask<heed::cuda::PackMaskVariant{{.threads={}}}>", kThreads)},
-          .threads = kThreads,
-          .why = "a thread a word"};
+  return {
+      .key = {"pack_mask.cu", format("heed::cuda::pack_mask<heed::cuda::PackMaskVariant{{.threads={}}}>", kThreads)},
+      .threads = kThreads,
+      .why = "a thread a word"};
 }
 
 KernelVariant kv_append_variant(Dtype element) {
@@ -150,7 +151,7 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
         const bool lengths = tile.terms || (bits & 4) != 0;
         if (tile.ranges || bits < 2)
           add(attention_fwd_sm90_variant({(bits & 1) != 0, (bits & 2) != 0, lengths, tile.terms}, tile));
-        if (caps_scores(tile) && bits < 2)
+        if (tile.ranges && !tile.terms && caps_scores(tile.head_dim) && bits < 2)
           add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .lengths = true, .softcap = true}, tile));
         if (splits_keys(tile) && bits < 2)
           add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .split = true}, tile));

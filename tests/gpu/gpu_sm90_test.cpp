@@ -108,7 +108,8 @@ TEST_F(GpuHopper, SameBitsOnFiftyRuns) {
       "attention hq=4 sq=60 sk=2048 d=128 bf16 lse",
       "attention b=3 hq=4 sq=200 d=96 bf16 window=70,0 sinks lse",
       "attention b=2 hq=2 sq=260 d=256 bf16 causal lse",
-      "attention b=5 hq=4 layout_q=thd layout_kv=thd lq=uniform:0..300 lk=uniform:0..300 d=128 bf16 causal lse",
+      "attention b=5 hq=4 sq=300 sk=300 layout_q=thd layout_kv=thd lq=uniform:0..300 lk=uniform:0..300 d=128 bf16 "
+      "causal lse",
       "attention b=2 hq=4 sq=200 d=128 bf16 softcap causal lse",
       "attention b=2 hq=4 sq=200 d=64 bf16 bias=bf16:hij mask=ij alibi lse",
       "attention b=2 hq=4 sq=200 d=128 f16 dropout p=0.2 lse",

@@ -224,7 +224,8 @@ TEST(CudaPlan, HopperForward) {
         "b=3 d=128 bf16 layout_q=thd layout_kv=thd tq=70 tk=90 causal",
         "b=3 sq=5 d=64 f16 used_k leftpad cache_batch=7", "sq=700 d=64 bf16 softcap alibi",
         "sq=700 d=128 f16 bias=f32:ij mask=bhij dropout causal", "b=3 sq=70 sk=704 d=128 bf16 page=16 used_k causal",
-        "b=3 sq=70 sk=720 d=64 bf16 page=24 cache_batch=5 softcap", "sq=700 d=64 bf16 out=f32",
+        "b=3 sq=70 sk=720 d=64 bf16 page=24 cache_batch=5 softcap", "sq=700 d=64 bf16 out=f32", "sq=0 d=64 bf16",
+        "b=2 d=64 bf16 layout_q=thd layout_kv=thd tq=0 tk=9", "b=2 d=64 bf16 layout_q=thd layout_kv=thd tq=9 tk=0",
         "sq=700 d=64 bf16 batch_invariant"})
     EXPECT_TRUE(verdict(line).accepted) << line << ": " << verdict(line).reason;
   const std::pair<const char*, const char*> declined[] = {
@@ -233,9 +234,7 @@ TEST(CudaPlan, HopperForward) {
       {"sq=700 d=264 bf16", "up to 256"},
       {"sq=704 d=64 bf16 page=4 used_k", "pages"},
       {"sq=704 d=64 bf16 page=16 used_k leftpad", "left padding in pages"},
-      {"b=2 d=64 bf16 layout_q=thd layout_kv=thd tq=0 tk=9", "empty"},
       {"sq=700 d=64 bf16 align.q=8", "16 bytes"},
-      {"sq=0 d=64 bf16", "empty"},
       {"sq=9 sk=2000000000 d=64 bf16", "1073740800"},
       {"b=2 sq=9 d=64 bf16 strides.k=300000000000,64,64", "strides"}};
   for (const auto& [line, part] : declined) {

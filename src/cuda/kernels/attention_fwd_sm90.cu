@@ -414,6 +414,7 @@ struct Consumer {
     __syncwarp();
   }
 
+  // Both ends of a range share one masked loop, half the code.
   __device__ __forceinline__ void run_sequence(const Work& work) {
     TileRange all, own;
     look_at_rows(work, all, own);
@@ -421,16 +422,18 @@ struct Consumer {
     i32 n = all.end - 1;
     for (; n >= own.end; --n) pass_tile();
     if (own.end > own.begin) {
-      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin);
-      first_step(visible, 0, n, n < free_begin);
+      first_step(visible, 0, n, n < kept(kFreeBegin));
       --n;
 #pragma unroll 1
-      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = own_begin) {
+      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = kept(kOwnBegin)) {
 #pragma unroll 1
-        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < free_begin);
-        if (n < own_begin) break;
+        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < kept(kFreeBegin));
+        const i32 left = n + 1 - kept(kFreeBegin);
+        if (n < kept(kOwnBegin)) break;
+        if (left <= 0) continue;
 #pragma unroll 1
-        for (; n >= free_begin; --n) step<false>(visible, 0, 0, false);
+        for (i32 i = left; i > 0; --i) step<false>(visible, 0, 0, false);
+        n = kept(kFreeBegin) - 1;
       }
       end_sequence(n, true);
     } else {

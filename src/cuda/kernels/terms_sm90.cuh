@@ -29,10 +29,8 @@ struct TermsOfRows {
   }
 };
 
-// s in, cap tanh(scale s / cap) in units of log2 out. Near 0 by a short polynomial, up to |scale s / cap| = 1 by a longer
-// one, within 2^-22 of the value; beyond by the exponential. Scores that far are rare: a warp that has none takes a polynomial
-// alone, on a unit that has room.
-constexpr float kTanh[] = {1.0f, -0.33332840f, 0.13325204f, -0.05345703f, 0.02028998f, -0.00620338f, 0.00104102f};
+// s in, cap tanh(scale s / cap) in units of log2 out, within 2^-22 of the value: near 0 by a polynomial, beyond by the
+// exponential. Scores that far are rare: a warp that has none takes the polynomial alone, on a unit that has room.
 
 template <int kScores>
 __device__ __forceinline__ void take_tanh(const AttentionFwdSm90Params& a, float (&acc_s)[kScores]) {
@@ -55,11 +53,11 @@ __device__ __forceinline__ void take_tanh(const AttentionFwdSm90Params& a, float
 #pragma unroll
   for (int i = 0; i < kScores; ++i) {
     const float y = acc_s[i] * to_caps, y2 = y * y;
-    float sum = kTanh[6];
+    float sum = kNearTanh[4];
 #pragma unroll
-    for (int power = 5; power >= 0; --power) sum = fmaf(sum, y2, kTanh[power]);
+    for (int power = 3; power >= 0; --power) sum = fmaf(sum, y2, kNearTanh[power]);
     const float far = 1.0f - __fdividef(2.0f, 1.0f + ex2(y * kTwoLog2e));
-    acc_s[i] = cap * (fabsf(y) <= 1.0f ? y * sum : far);
+    acc_s[i] = cap * (fabsf(y) <= kNearTanhLimit ? y * sum : far);
   }
 }
 
