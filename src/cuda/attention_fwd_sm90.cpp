@@ -217,8 +217,7 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   if (p.splits > 1 && !may_split(p)) {
     return decline(
         format("splits keys only where the host knows all lengths, without a left window, chunks, terms of the score, "
-               "an out of f32 "
-               "and batch_invariant; {}",
+               "an out of f32 and batch_invariant; {}",
                kNearest));
   }
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));

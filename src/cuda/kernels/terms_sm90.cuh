@@ -31,7 +31,6 @@ struct TermsOfRows {
 
 // s in, cap tanh(scale s / cap) in units of log2 out, within 2^-22 of the value: near 0 by a polynomial, beyond by the
 // exponential. Scores that far are rare: a warp that has none takes the polynomial alone, on a unit that has room.
-
 template <int kScores>
 __device__ __forceinline__ void take_tanh(const AttentionFwdSm90Params& a, float (&acc_s)[kScores]) {
   constexpr float kTwoLog2e = 2.88539008177793f, kLog2e = 1.44269504088896f, kLn2 = 0.693147180559945f;
