@@ -78,8 +78,7 @@ WorkspaceLayout workspace_of(const AttentionProblem& p, const Configurations& co
   if (needs_check(p)) add(p.batch + 1, 4);
   for (const Configuration& c : configurations) {
     if (c.counts_tiles) layout.counter_offset = add(1, 8);
-    if (MaskBits bits; c.packs_mask && mask_bits(p, c.tile_k, bits))
-      layout.mask_offset = add(bits.sequences * bits.heads * bits.rows * bits.words, 4);
+    if (MaskBits bits; c.packs_mask && mask_bits(p, c.tile_k, bits)) layout.mask_offset = add(bits.total, 4);
   }
   if (const Configuration& c = merged(configurations); c.split) {
     int64_t partials = 0;
@@ -252,7 +251,7 @@ Status run_mapped_step(const Plan<AttentionProblem>& plan, const Step<AttentionP
 int64_t pack_blocks(const AttentionProblem& p, int32_t tile_k) {
   MaskBits bits;
   if (!mask_bits(p, tile_k, bits)) return 0;
-  return ceil_div(bits.sequences * bits.heads * bits.rows * bits.words, pack_mask_variant().threads);
+  return ceil_div(bits.total, pack_mask_variant().threads);
 }
 
 Status run_pack_mask(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step,
@@ -267,7 +266,7 @@ Status run_pack_mask(const Plan<AttentionProblem>& plan, const Step<AttentionPro
   params.bits = reinterpret_cast<u32*>(static_cast<char*>(args.workspace) + mine.workspace.mask_offset);
   params.stride = mine.params.mask_stride;
   params.heads = bits.heads, params.rows = bits.rows, params.keys = bits.keys, params.words = bits.words;
-  params.total = bits.sequences * bits.heads * bits.rows * bits.words;
+  params.total = bits.total;
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
@@ -380,9 +379,8 @@ bool mask_bits(const AttentionProblem& p, int32_t tile_k, MaskBits& bits) {
   bits.words_of_tile = (p.mask_dims & kDimJ) != 0 ? tile_k / kWordBits : 0;
   bits.keys = bits.words_of_tile > 0 ? p.seqlen_k : tile_k;
   bits.words = ceil_div(bits.keys, tile_k) * (tile_k / kWordBits);
-  int64_t total = 0;
-  return !__builtin_mul_overflow(bits.sequences * bits.heads, bits.rows, &total) &&
-         !__builtin_mul_overflow(total, bits.words, &total) && total < int64_t{1} << 32;
+  return !__builtin_mul_overflow(bits.sequences * bits.heads, bits.rows, &bits.total) &&
+         !__builtin_mul_overflow(bits.total, bits.words, &bits.total) && bits.total < int64_t{1} << 32;
 }
 
 std::string common_limits(const AttentionProblem& p, const DeviceFacts& facts) {

@@ -106,6 +106,7 @@ Status map_tensors(const AttentionProblem& problem, int32_t tile_k, AttentionFwd
 // keys to the next, 0 where the mask is broadcast over keys. False where those are too many to count by 32 bits.
 struct MaskBits {
   int64_t sequences, heads, rows, keys, words, words_of_tile;
+  int64_t total = 0;  // words of all rows
 };
 bool mask_bits(const AttentionProblem& problem, int32_t tile_k, MaskBits& bits);
 

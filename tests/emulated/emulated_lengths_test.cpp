@@ -7,25 +7,11 @@
 namespace heed::cuda {
 namespace {
 
-constexpr AttentionFwdSm90Variant
-    kD64 =
-        {.is_bf16 = 1, .consumers = 4, .tile_k = 64, .stages = 4, .mask = kMaskRange, .has_lower_end = 1, .lengths = 1},
-    kD64Short = {.is_bf16 = 1, .consumers = 1, .blocks = 2, .mask = kMaskRange, .has_lower_end = 1, .lengths = 1},
-    kD128 = {.head_dim = 128,
-             .head_dim_v = 128,
-             .rings = 2,
-             .q_in_registers = 1,
-             .mask = kMaskRange,
-             .has_lower_end = 1,
-             .lengths = 1},
-    kD256 = {.is_bf16 = 1,
-             .head_dim = 256,
-             .head_dim_v = 256,
-             .tile_k = 64,
-             .rings = 2,
-             .mask = kMaskRange,
-             .has_lower_end = 1,
-             .lengths = 1};
+constexpr AttentionFwdSm90Variant kD64 = with_lengths(kTile64),
+                                  kD64Short = with_lengths({.is_bf16 = 1, .consumers = 1, .blocks = 2}),
+                                  kD128 = with_lengths(
+                                      {.head_dim = 128, .head_dim_v = 128, .rings = 2, .q_in_registers = 1}),
+                                  kD256 = with_lengths(kTile256);
 
 // None, one, many; the next one's rows begin where a tile is half full.
 TEST(EmulatedSm90Lengths, Packed) {

@@ -21,6 +21,31 @@ inline unsigned char smem[16];  // emulated::shared is what addresses mean
 
 namespace heed::cuda {
 
+// Tiles that several of these tests run, and what is added to them.
+constexpr AttentionFwdSm90Variant kTile64 = {.is_bf16 = 1, .consumers = 4, .tile_k = 64, .stages = 4},
+                                  kTile256 = {
+                                      .is_bf16 = 1, .head_dim = 256, .head_dim_v = 256, .tile_k = 64, .rings = 2};
+constexpr AttentionFwdSm90Variant with_ranges(AttentionFwdSm90Variant v) {
+  v.mask = kMaskRange, v.has_lower_end = 1;
+  return v;
+}
+constexpr AttentionFwdSm90Variant with_lengths(AttentionFwdSm90Variant v) {
+  v = with_ranges(v), v.lengths = 1;
+  return v;
+}
+constexpr AttentionFwdSm90Variant with_terms(AttentionFwdSm90Variant v) {
+  v = with_lengths(v), v.terms = 1;
+  return v;
+}
+constexpr AttentionFwdSm90Variant with_softcap(AttentionFwdSm90Variant v) {
+  v = with_lengths(v), v.softcap = 1;
+  return v;
+}
+constexpr AttentionFwdSm90Variant with_split(AttentionFwdSm90Variant v) {
+  v = with_ranges(v), v.split = 1;
+  return v;
+}
+
 constexpr int kUnbounded = -1;
 constexpr int kBottomRight = std::numeric_limits<int>::max();  // the default: the last row sees the last key
 

@@ -6,30 +6,11 @@
 namespace heed::cuda {
 namespace {
 
-constexpr AttentionFwdSm90Variant kD64 = {.is_bf16 = 1,
-                                          .consumers = 4,
-                                          .tile_k = 64,
-                                          .stages = 4,
-                                          .mask = kMaskRange,
-                                          .has_lower_end = 1,
-                                          .split = 1},
-                                  kD128 = {.head_dim = 128,
-                                           .head_dim_v = 128,
-                                           .consumers = 1,
-                                           .tile_k = 64,
-                                           .q_in_registers = 1,
-                                           .blocks = 2,
-                                           .mask = kMaskRange,
-                                           .has_lower_end = 1,
-                                           .split = 1},
-                                  kD256 = {.is_bf16 = 1,
-                                           .head_dim = 256,
-                                           .head_dim_v = 256,
-                                           .tile_k = 64,
-                                           .rings = 2,
-                                           .mask = kMaskRange,
-                                           .has_lower_end = 1,
-                                           .split = 1};
+constexpr AttentionFwdSm90Variant
+    kD64 = with_split(kTile64),
+    kD128 = with_split(
+        {.head_dim = 128, .head_dim_v = 128, .consumers = 1, .tile_k = 64, .q_in_registers = 1, .blocks = 2}),
+    kD256 = with_split(kTile256);
 
 TEST(EmulatedSm90Split, Merged) {
   Case c = {.batch = 2,

@@ -6,44 +6,13 @@
 namespace heed::cuda {
 namespace {
 
-constexpr AttentionFwdSm90Variant kD64 = {.is_bf16 = 1,
-                                          .consumers = 3,
-                                          .tile_k = 64,
-                                          .stages = 4,
-                                          .mask = kMaskRange,
-                                          .has_lower_end = 1,
-                                          .lengths = 1,
-                                          .terms = 1},
-                                  kD128 = {.head_dim = 128,
-                                           .head_dim_v = 128,
-                                           .tile_k = 64,
-                                           .stages = 4,
-                                           .q_in_registers = 1,
-                                           .mask = kMaskRange,
-                                           .has_lower_end = 1,
-                                           .lengths = 1,
-                                           .terms = 1},
-                                  kD256 = {.is_bf16 = 1,
-                                           .head_dim = 256,
-                                           .head_dim_v = 256,
-                                           .tile_k = 64,
-                                           .rings = 2,
-                                           .mask = kMaskRange,
-                                           .has_lower_end = 1,
-                                           .lengths = 1,
-                                           .terms = 1};
-
-// A softcap alone leaves the tiles as they are without terms.
-constexpr AttentionFwdSm90Variant kCapped128 = {.is_bf16 = 1,
-                                                .head_dim = 128,
-                                                .head_dim_v = 128,
-                                                .consumers = 3,
-                                                .tile_k = 64,
-                                                .stages = 4,
-                                                .mask = kMaskRange,
-                                                .has_lower_end = 1,
-                                                .lengths = 1,
-                                                .softcap = 1};
+constexpr AttentionFwdSm90Variant
+    kD64 = with_terms({.is_bf16 = 1, .consumers = 3, .tile_k = 64, .stages = 4}),
+    kD128 = with_terms({.head_dim = 128, .head_dim_v = 128, .tile_k = 64, .stages = 4, .q_in_registers = 1}),
+    kD256 = with_terms(kTile256),
+    // A softcap alone leaves the tiles as they are without terms.
+    kCapped128 =
+        with_softcap({.is_bf16 = 1, .head_dim = 128, .head_dim_v = 128, .consumers = 3, .tile_k = 64, .stages = 4});
 
 constexpr Case kOf64 = {
     .nheads_q = 2, .seqlen_q = 200, .seqlen_k = 301, .head_dim = 64, .head_dim_v = 64, .right = 0, .hidden_nan = true};

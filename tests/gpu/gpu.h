@@ -101,4 +101,8 @@ int run_again_together(int processes, const std::string& filter, const std::vect
 void note(const std::string& text);
 void note_in_file(const std::string& text);
 
+// "" or what is wrong with the row's results: in the first run by the judge, later by other bits. `fills`: what the workspace
+// holds before each run.
+std::string failure_of(LineRun& problem, const std::string& row, const Stream& stream, const std::vector<int>& fills);
+
 }  // namespace heed::testing

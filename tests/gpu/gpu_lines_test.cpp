@@ -19,6 +19,7 @@
 namespace heed {
 namespace {
 
+using testing::failure_of;
 using testing::GpuTest;
 using testing::kUnfilled;
 using testing::LineRun;
@@ -88,25 +89,6 @@ class Tally {
   std::vector<std::string> suspects_;
   bool lost_ = false;
 };
-
-// "" or what is wrong with the row's results. `fills`: what the workspace holds before each run.
-std::string failure_of(LineRun& problem, const std::string& row, const Stream& stream, const std::vector<int>& fills) {
-  std::vector<unsigned char> outputs;
-  for (size_t n = 0; n < fills.size(); ++n) {
-    RunStyle style;
-    style.workspace_fill = fills[n];
-    style.stream = stream.get();
-    std::string failure = problem.run(row, style);
-    if (failure.empty() && n == 0) {
-      failure = problem.judge();
-      outputs = problem.outputs();
-    } else if (failure.empty() && problem.outputs() != outputs) {
-      failure = "other bits in run " + std::to_string(n + 1) + ", workspace of " + std::to_string(fills[n]);
-    }
-    if (!failure.empty()) return failure;
-  }
-  return {};
-}
 
 enum class Memory { kGuarded, kExact };
 

@@ -13,6 +13,7 @@
 namespace heed {
 namespace {
 
+using testing::failure_of;
 using testing::LineRun;
 using testing::RunStyle;
 using testing::Stream;
@@ -35,18 +36,7 @@ class GpuHopper : public testing::GpuTest {
     const std::vector<std::string> rows = problem.accepting();
     ASSERT_NE(std::find(rows.begin(), rows.end(), kRow), rows.end()) << line;
     const Stream stream;
-    std::vector<unsigned char> outputs;
-    for (const int fill : {0xff, 0x00, 0x7f, 0x13}) {
-      RunStyle style;
-      style.workspace_fill = fill;
-      style.stream = stream.get();
-      ASSERT_EQ(problem.run(kRow, style), "") << line;
-      if (outputs.empty()) {
-        EXPECT_EQ(problem.judge(), "") << line;
-        outputs = problem.outputs();
-      }
-      EXPECT_TRUE(problem.outputs() == outputs) << line << ", workspace of " << fill;
-    }
+    EXPECT_EQ(failure_of(problem, kRow, stream, {0xff, 0x00, 0x7f, 0x13}), "") << line;
   }
 };
 
@@ -114,21 +104,12 @@ TEST_F(GpuHopper, SameBitsOnFiftyRuns) {
       "attention b=2 hq=4 sq=200 d=64 bf16 bias=bf16:hij mask=ij alibi lse",
       "attention b=2 hq=4 sq=200 d=128 f16 dropout p=0.2 lse",
       "attention b=4 hq=8 hkv=2 sq=40 sk=512 d=128 bf16 page=16 used_k lk=uniform:1..512 pages=shuffled lse"};
+  std::vector<int> fills;
+  for (int n = 0; n < 50; ++n) fills.push_back((0xff + n * 37) % 256);
   testing::on_threads(lines.size(), [&](size_t i, const Stream& stream) {
     LineRun problem(lines[i] + " device=cuda");
     ASSERT_EQ(problem.error(), "") << lines[i];
-    std::vector<unsigned char> outputs;
-    for (int n = 0; n < 50; ++n) {
-      RunStyle style;
-      style.workspace_fill = (0xff + n * 37) % 256;
-      style.stream = stream.get();
-      ASSERT_EQ(problem.run(kRow, style), "") << lines[i];
-      if (outputs.empty()) {
-        EXPECT_EQ(problem.judge(), "") << lines[i];
-        outputs = problem.outputs();
-      }
-      EXPECT_TRUE(problem.outputs() == outputs) << lines[i] << ", run " << n + 1;
-    }
+    EXPECT_EQ(failure_of(problem, kRow, stream, fills), "") << lines[i];
   });
 }
 
@@ -163,17 +144,8 @@ TEST_F(GpuHopper, RandomProblemsAreRight) {
       if (!problem.error().empty()) continue;
       const std::vector<std::string> rows = problem.accepting();
       if (std::find(rows.begin(), rows.end(), kRow) == rows.end()) continue;
-      std::vector<unsigned char> outputs;
-      for (const int fill : {0xff, 0x00}) {
-        RunStyle style;
-        style.workspace_fill = fill;
-        style.stream = stream.get();
-        std::string failure = problem.run(kRow, style);
-        if (failure.empty() && outputs.empty()) failure = problem.judge();
-        if (failure.empty() && !outputs.empty() && problem.outputs() != outputs) failure = "other bits in run 2";
-        if (failure.empty()) outputs = problem.outputs();
-        if (!failure.empty() && failed++ < 3) ADD_FAILURE() << line << ": " << failure;
-      }
+      const std::string failure = failure_of(problem, kRow, stream, {0xff, 0x00});
+      if (!failure.empty() && failed++ < 3) ADD_FAILURE() << line << ": " << failure;
       return;
     }
   });
