@@ -49,7 +49,7 @@ Occupancy occupancy_of(const AttentionProblem& p, const DeviceFacts& facts) {
 void finish(const AttentionProblem& p, const DecodeTile& tile, const DeviceFacts& facts, Configuration& c) {
   c.kernel = format("attention_decode_sm80 rows {} k{} d{}/{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim,
                     tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
-  c.variant = attention_decode_variant(p.dtype == Dtype::kBf16, p.paged(), c.split, tile);
+  c.variant = attention_decode_variant(p.dtype == Dtype::kBf16, p.paged(), tile);
   c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
 }
 
@@ -78,7 +78,7 @@ Verdict check_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts
           "cuda/attention_fwd_sm80 gives it those that have few");
     }
   }
-  return accept_if_it_fits(configure_attention_decode_sm80(p, facts), "");
+  return accept_if_it_fits(configure_attention_decode_sm80(p, facts));
 }
 
 Configurations configure_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts& facts) {

@@ -406,10 +406,10 @@ std::string common_limits(const AttentionProblem& p, const DeviceFacts& facts) {
   return {};
 }
 
-Verdict accept_if_it_fits(const Configurations& configurations, std::string remark) {
+Verdict accept_if_it_fits(const Configurations& configurations) {
   for (const Configuration& c : configurations)
     if (c.blocks > kMost31) return decline(format("would need {} blocks; the grid takes {}", c.blocks, kMost31));
-  return accept(std::move(remark));
+  return accept("");
 }
 
 void cut_rows(const AttentionProblem& p, Configuration& c) {

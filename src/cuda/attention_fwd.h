@@ -46,7 +46,7 @@ using Configurations = std::vector<Configuration>;
 std::string common_limits(const AttentionProblem& problem, const DeviceFacts& facts);
 
 // Yes where the grid is one that the device takes.
-Verdict accept_if_it_fits(const Configurations& configurations, std::string remark);
+Verdict accept_if_it_fits(const Configurations& configurations);
 
 // q, k, v and out: the largest power of two that divides every row's address.
 int32_t row_align(const AttentionProblem& problem);

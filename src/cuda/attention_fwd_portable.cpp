@@ -19,7 +19,7 @@ Verdict check_attention_fwd_portable(const AttentionProblem& p, const DeviceFact
   if (p.batch_invariant && check_attention_fwd_sm80(p, facts).accepted) {  // the choice must not hang on the batch
     return decline("with batch_invariant leaves to cuda/attention_fwd_sm80 what that takes, whatever the batch");
   }
-  return accept_if_it_fits(configure_attention_fwd_portable(p, facts), "");
+  return accept_if_it_fits(configure_attention_fwd_portable(p, facts));
 }
 
 Configurations configure_attention_fwd_portable(const AttentionProblem& p, const DeviceFacts& facts) {
@@ -34,7 +34,7 @@ Configurations configure_attention_fwd_portable(const AttentionProblem& p, const
   if (!p.batch_invariant) cut_keys(p, int64_t{kBlocksEach} * facts.multiprocessors, 256 / tile.tile_k, c);
   c.kernel = format("attention_fwd_portable {} q{} k{} d{}{}", dtype_name(p.dtype), tile.tile_q, tile.tile_k, tile.dim,
                     c.split ? " split" : "");
-  c.variant = attention_fwd_portable_variant(p.dtype, tile, c.split);
+  c.variant = attention_fwd_portable_variant(p.dtype, tile);
   const Rates rates = {kRates.flops_per_us_sm / waste_of(p, c, facts), kRates.bytes_per_us_sm};
   c.cost_us = roofline_us(p, facts, rates) + (c.split ? 2.0 : 0.0);
   return {c};

@@ -13,10 +13,8 @@ constexpr Rates kRates = {2.2e6, 20e3};  // of an H200's multiprocessor, large p
 AttentionFwdFeatures features_of(const AttentionProblem& p) {
   const bool range = p.window_left >= 0 || p.window_right >= 0 || p.chunk > 0;
   return {.is_bf16 = p.dtype == Dtype::kBf16,
-          .mask = p.mask  ? kMaskElement
-                  : range ? kMaskRange
-                          : kMaskNone,
-          .modified = p.softcap || p.bias() || p.alibi || p.dropout,
+          .mask = range ? kMaskRange : kMaskNone,
+          .modified = p.softcap || p.bias() || p.alibi || p.mask || p.dropout,
           // O in f32 takes P in two parts, which only gathered kernels do: the others stay lean.
           .gather = p.paged() || row_align(p) < 16 || p.out_dtype == Dtype::kF32};
 }
@@ -61,7 +59,7 @@ int blocks_each(const AttentionProblem& p, AttentionFwdFeatures features, TileHe
 // idle multiprocessors do (b1, 16 heads of 64, 1k x 1k keys: 36 TFLOP/s split, FlashAttention-2 180).
 bool split_pays(const AttentionProblem& p, const Configuration& whole, int64_t slots) {
   constexpr int64_t kMostRows = 8192, kLeastKeys = 1024;
-  if (p.mask || p.batch_invariant) return false;
+  if (p.batch_invariant) return false;
   if (p.splits > 0) return p.splits > 1;
   return whole.blocks > 0 && 4 * whole.blocks <= slots && usual_keys(p) >= kLeastKeys &&
          total_rows(p) * p.nheads_q <= kMostRows;
@@ -73,7 +71,7 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const DeviceFa
   // tensor: 275 us) less; at D 32 exponentials are what takes time.
   constexpr double kFirstLoads = 1.5, kSplit = 4.0, kSlow = 2.0, kTerms = 3.5, kSmall = 1.4;
   const AttentionFwdFeatures features = features_of(p);
-  const double slow = (features.modified || p.mask  ? kTerms
+  const double slow = (features.modified            ? kTerms
                        : c.split || features.gather ? kSlow
                                                     : 1.0) *
                       (p.head_dim <= 32 && p.head_dim_v <= 32 ? kSmall : 1.0);
@@ -100,8 +98,7 @@ Verdict check_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& f
                "takes any",
                p.head_dim, p.head_dim_v));
   }
-  const char* const remark = p.mask && p.splits > 1 ? "keys under a mask tensor are not split" : "";
-  return accept_if_it_fits(configure_attention_fwd_sm80(p, facts), remark);
+  return accept_if_it_fits(configure_attention_fwd_sm80(p, facts));
 }
 
 Configurations configure_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& facts) {

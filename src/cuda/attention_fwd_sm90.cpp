@@ -233,7 +233,7 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   if (!tensors_fit(p)) {
     return decline(format("takes strides from 0 on only, below 2^38 elements; {}", kNearest));
   }
-  return accept_if_it_fits(configure_attention_fwd_sm90(p, facts), "");
+  return accept_if_it_fits(configure_attention_fwd_sm90(p, facts));
 }
 
 Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& facts) {

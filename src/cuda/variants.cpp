@@ -25,10 +25,6 @@ KernelVariant variant_of(const char* source, std::string expression, int threads
 }  // namespace
 
 AttentionFwdFeatures reachable(AttentionFwdFeatures features) {
-  if (features.mask == kMaskElement) {
-    features.modified = true;
-    features.split = false;  // attention over a mask tensor that large is bound by the mask, not by too few blocks
-  }
   if (features.split || features.modified) features.gather = true;
   if (features.mask == kMaskNone && features.gather) features.mask = kMaskRange;
   return features;
@@ -52,7 +48,7 @@ KernelVariant attention_fwd_variant(const AttentionFwdFeatures& f, const Attenti
       ".tile_q={},.tile_k={},.warps={},.stages={},.mask={},.modified={},.gather={},.split={},.blocks={}}}>";
   return variant_of("attention_fwd_sm80.cu",
                     format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps, t.stages,
-                           static_cast<int>(f.mask), int{f.modified}, int{f.gather}, int{f.split}, t.blocks),
+                           static_cast<int>(f.mask), int{f.modified}, int{f.gather}, int{f.gather}, t.blocks),
                     t.warps * 32, t);
 }
 
@@ -72,22 +68,22 @@ KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& f, cons
   return variant;
 }
 
-KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& t) {
+KernelVariant attention_decode_variant(bool is_bf16, bool gather, const DecodeTile& t) {
   constexpr const char* kExpression =
       "heed::cuda::attention_decode_sm80<heed::cuda::AttentionFwdVariant{{.is_bf16={},.head_dim={},.head_dim_v={},"
-      ".tile_q={},.tile_k={},.warps={},.mask={},.gather={},.split={}}}>";
+      ".tile_q={},.tile_k={},.warps={},.mask={},.gather={},.split=1}}>";
   return variant_of("attention_decode_sm80.cu",
                     format(kExpression, int{is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps,
-                           static_cast<int>(kMaskRange), int{gather}, int{split}),
+                           static_cast<int>(kMaskRange), int{gather}),
                     t.warps * 32, t);
 }
 
-KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& t, bool split) {
+KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& t) {
   constexpr const char* kExpression =
       "heed::cuda::attention_fwd_portable<heed::cuda::PortableVariant{{.element=heed::cuda::{},.dim={},.tile_q={},"
-      ".tile_k={},.split={}}}>";
+      ".tile_k={}}}>";
   return variant_of("attention_fwd_portable.cu",
-                    format(kExpression, element_name(element), t.dim, t.tile_q, t.tile_k, int{split}), kPortableThreads,
+                    format(kExpression, element_name(element), t.dim, t.tile_q, t.tile_k), kPortableThreads,
                     t);
 }
 
@@ -132,14 +128,13 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
     if (seen.insert(variant.key.expression).second) variants.push_back(std::move(variant));
   };
   for (const HeadDims& dims : kAttentionFwdHeadDims) {
-    for (int bits = 0; bits < 32; ++bits) {
-      for (const MaskKind mask : {kMaskNone, kMaskRange, kMaskElement}) {
+    for (int bits = 0; bits < 16; ++bits) {
+      for (const MaskKind mask : {kMaskNone, kMaskRange}) {
         AttentionFwdFeatures features = reachable({.is_bf16 = (bits & 1) != 0,
                                                    .mask = mask,
                                                    .modified = (bits & 2) != 0,
-                                                   .gather = (bits & 4) != 0,
-                                                   .split = (bits & 8) != 0});
-        const TileHeight height = (bits & 16) != 0 ? TileHeight::kLow : TileHeight::kTall;
+                                                   .gather = (bits & 4) != 0});
+        const TileHeight height = (bits & 8) != 0 ? TileHeight::kLow : TileHeight::kTall;
         const AttentionFwdTile* tile = attention_fwd_tile(features, dims, height, arch.major, arch.shared_limit);
         add(attention_fwd_variant(features, *tile));
       }
@@ -157,11 +152,9 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
           add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .split = true}, tile));
       }
   for (const DecodeTile& tile : kDecodeTiles)
-    for (int bits = 0; bits < 8; ++bits)
-      add(attention_decode_variant((bits & 1) != 0, (bits & 2) != 0, (bits & 4) != 0, tile));
+    for (int bits = 0; bits < 4; ++bits) add(attention_decode_variant((bits & 1) != 0, (bits & 2) != 0, tile));
   for (const PortableTile& tile : kPortableTiles)
-    for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
-      for (const bool split : {false, true}) add(attention_fwd_portable_variant(element, tile, split));
+    for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) add(attention_fwd_portable_variant(element, tile));
   for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
     for (const int rows : {1, kCombineWarps}) add(combine_variant(element, rows));
     add(kv_append_variant(element));

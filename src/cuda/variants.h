@@ -23,7 +23,7 @@ struct KernelVariant {
 struct AttentionFwdFeatures {
   bool is_bf16 = false;
   MaskKind mask = kMaskNone;
-  bool modified = false;  // softcap, bias, ALiBi, dropout
+  bool modified = false;  // softcap, bias, ALiBi, mask tensor, dropout
   bool gather = false;    // pages or unaligned rows
   bool split = false;
 
@@ -31,7 +31,7 @@ struct AttentionFwdFeatures {
 };
 
 // Fewer variants than feature sets: a gathered kernel takes any rows and any range of keys, so splits and modified
-// scores have no other; a boolean mask counts as modified. The difference is small beside what those features cost.
+// scores have no other. The difference is small beside what those features cost.
 AttentionFwdFeatures reachable(AttentionFwdFeatures features);
 
 // The tile for features as reachable() gives them, which become the tile's: a low tile takes every key as a range.
@@ -48,8 +48,8 @@ struct AttentionFwdSm90Features {
   bool split = false;          // of ranges without a lower end
 };
 KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& features, const AttentionFwdSm90Tile& tile);
-KernelVariant attention_decode_variant(bool is_bf16, bool gather, bool split, const DecodeTile& tile);
-KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& tile, bool split);
+KernelVariant attention_decode_variant(bool is_bf16, bool gather, const DecodeTile& tile);
+KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& tile);
 // combine, `rows` of a block: 1, or kCombineWarps where there are no more splits than that.
 inline constexpr int kCombineWarps = 8;
 KernelVariant combine_variant(Dtype element, int rows);

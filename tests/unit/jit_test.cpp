@@ -519,14 +519,14 @@ TEST(Tiles, EveryHeadDimUpTo256) {
 TEST(Variants, FewAndWithinTheDevice) {
   for (const Architecture& arch : kArchitectures) {
     const std::vector<KernelVariant> variants = reachable_variants(arch);
-    EXPECT_LT(variants.size(), arch.major == 9 ? 300u : 200u);  // Hopper has two forward kernels
+    EXPECT_LT(variants.size(), 200u);
     for (const KernelVariant& variant : variants) {
       EXPECT_LE(variant.shared_bytes, arch.shared_limit) << variant.key.expression;
       EXPECT_NE(std::string(variant.why), "") << variant.key.expression;
     }
     std::cout << arch.name << ": " << variants.size() << " variants\n";
   }
-  for (int bits = 0; bits < 48; ++bits) {  // what is reachable stays as it is
+  for (int bits = 0; bits < 32; ++bits) {  // what is reachable stays as it is
     const AttentionFwdFeatures once = reachable({.is_bf16 = (bits & 1) != 0,
                                                  .mask = static_cast<MaskKind>(bits / 16),
                                                  .modified = (bits & 2) != 0,

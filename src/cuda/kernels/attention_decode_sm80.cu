@@ -362,7 +362,8 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
 #pragma unroll
     for (int i = 0; i < kV.warps; ++i) best = fmaxf(best, all_top[i * kV.tile_q + row]);
     float sink = -kInf;
-    if (!kV.split && p.sinks != nullptr && query < w.q_len) sink = p.sinks[head] * kLog2e;
+    const bool split = writes_partials<kV>(p);
+    if (!split && p.sinks != nullptr && query < w.q_len) sink = p.sinks[head] * kLog2e;
     best = fmaxf(best, sink);
     const float reference = best == -kInf ? 0.0f : best;
 #pragma unroll
@@ -374,7 +375,7 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
     const bool counts = query < w.q_len;
     if (!counts) total = 0.0f;
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    const i64 slot = kV.split ? partial_slot(p, w, head, query) : 0;
+    const i64 slot = split ? partial_slot(p, w, head, query) : 0;
     const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
     bool nan = false;
     for (int column = thread % kThreadsPerRow; column < p.head_dim_v; column += kThreadsPerRow) {
@@ -383,7 +384,7 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
       for (int i = 0; i < kV.warps; ++i) y = fmaf(weight[i], all_o[(i * kV.tile_q + row) * kV.head_dim_v + column], y);
       y = counts ? y * inverse : 0.0f;
       nan = nan || y != y;
-      if constexpr (kV.split)
+      if (split)
         p.partial_out[slot * p.head_dim_v + column] = y;
       else if (p.out_is_f32)
         static_cast<float*>(p.out)[at + column] = y;
@@ -393,7 +394,7 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
     if (nan) atomicOr(flags, 1u << row);
     if (thread % kThreadsPerRow == 0) {
       const float lse = total == 0.0f ? -kInf : (reference + lg2(total)) * kLn2;
-      if constexpr (kV.split)
+      if (split)
         p.partial_lse[slot] = query < w.q_len || w.split > 0 ? lse : __uint_as_float(kPaddingLse);
       else
         store_lse(p, w, head, query, lse);

@@ -25,7 +25,7 @@ struct PortableVariant {
   int dim = 64;  // both head dims at most this; a multiple of 8
   int tile_q = 64;
   int tile_k = 64;
-  int split = 0;
+  int split = 1;  // where partial_lse says so
   int mask = kMaskRange;
 };
 
@@ -204,13 +204,14 @@ __global__ void __launch_bounds__(kPortableThreads, __CUDA_ARCH__ >= 1000 && kV.
   }
   __syncthreads();
 
+  const bool split = writes_partials<kV>(p);
 #pragma unroll
   for (int a = 0; a < kRowsEach; ++a) {
     const int r = y + kRowsApart * a;
     const i32 query = rows.query(r), head = rows.head(r);
     if (query >= w.q_rows) continue;
     float top = shared.top[r], sum = shared.sum[r], factor = 1.0f;
-    if (!kV.split && p.sinks != nullptr && query < w.q_len) {
+    if (!split && p.sinks != nullptr && query < w.q_len) {
       const float sink = p.sinks[head] * kLog2e, both = fmaxf(top, sink);
       const float reference = both == -kInf ? 0.0f : both;
       factor = exp2f(top - reference);
@@ -219,19 +220,19 @@ __global__ void __launch_bounds__(kPortableThreads, __CUDA_ARCH__ >= 1000 && kV.
     }
     const float inverse = sum == 0.0f ? 0.0f : factor * p.dropout_scale / sum;
     const float lse = sum == 0.0f ? -kInf : (top + log2f(sum)) * kLn2;
-    const i64 slot = kV.split ? partial_slot(p, w, head, query) : 0;
+    const i64 slot = split ? partial_slot(p, w, head, query) : 0;
     const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
 #pragma unroll
     for (int c = 0; c < kOutEach; ++c) {
       const int column = x + kColumns * c;
       if (column >= p.head_dim_v) continue;
-      if constexpr (kV.split)
+      if (split)
         p.partial_out[slot * p.head_dim_v + column] = acc[a][c] * inverse;
       else
         store_element<kV.element>(p.out, at + column, acc[a][c] * inverse, p.out_is_f32 != 0);
     }
     if (x != 0) continue;
-    if constexpr (kV.split)
+    if (split)
       p.partial_lse[slot] = query < w.q_len || w.split > 0 ? lse : __uint_as_float(kPaddingLse);
     else
       store_lse(p, w, head, query, lse);

@@ -70,26 +70,27 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   float factor = 1.0f;
-  if (!kV.split && p.sinks != nullptr) {
+  const bool split = writes_partials<kV>(p);
+  if (!split && p.sinks != nullptr) {
     const float sink = p.sinks[head] * kLog2e, both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
     factor = ex2(top - reference);
     sum = fmaf(sum, factor, ex2(sink - reference));
     top = both;
   }
   const float inverse = sum == 0.0f ? 0.0f : factor * p.dropout_scale / sum;
-  const i64 at = kV.split ? partial_slot(p, w, head, query) * p.head_dim_v : 0;
+  const i64 at = split ? partial_slot(p, w, head, query) * p.head_dim_v : 0;
 #pragma unroll
   for (int c = 0; c < kColumns; ++c) {
     const int column = c * 32 + lane;
     if (column >= p.head_dim_v) continue;
-    if constexpr (kV.split)
+    if (split)
       p.partial_out[at + column] = acc[c] * inverse;
     else
       store(column, acc[c] * inverse);
   }
   const float lse = sum == 0.0f ? -kInf : (top + lg2(sum)) * kLn2;
   if (lane == 0) {
-    if (kV.split)
+    if (split)
       p.partial_lse[partial_slot(p, w, head, query)] = lse;
     else
       store_lse(p, w, head, query, lse);
@@ -114,13 +115,14 @@ __device__ __forceinline__ void store_row(const AttentionFwdParams& p, const Blo
                                           const float (&acc)[kOutTiles][4], int r, i32 query, i32 head, float inverse,
                                           int lane) {
   const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
-  const i64 partial_at = kV.split ? partial_slot(p, w, head, query) * p.head_dim_v : 0;
+  const bool split = writes_partials<kV>(p);
+  const i64 partial_at = split ? partial_slot(p, w, head, query) * p.head_dim_v : 0;
 #pragma unroll
   for (int n = 0; n < kOutTiles; ++n) {
     const int column = n * 8 + lane % 4 * 2;
     if (column >= p.head_dim_v) continue;
     const float x = acc[n][2 * r] * inverse, y = acc[n][2 * r + 1] * inverse;
-    if constexpr (kV.split) {
+    if (split) {
       *reinterpret_cast<float2*>(p.partial_out + partial_at + column) = make_float2(x, y);
     } else if (p.out_is_f32) {
       float* dst = static_cast<float*>(p.out) + at + column;
@@ -162,7 +164,8 @@ __device__ __forceinline__ void write_out(const AttentionFwdParams& p, const Blo
   constexpr int kPitch = kV.head_dim_v + 8;
   // Only gathered variants meet O in f32 or rows that do not start on 16 bytes: in the others the way past shared memory,
   // several thousand instructions, is not compiled.
-  const bool staged = kV.head_dim_v <= kV.head_dim && !kV.split && (!kV.gather || (!p.out_is_f32 && p.aligned));
+  const bool split = writes_partials<kV>(p);
+  const bool staged = kV.head_dim_v <= kV.head_dim && !split && (!kV.gather || (!p.out_is_f32 && p.aligned));
   const float kInf = __int_as_float(0x7f800000);
 #pragma unroll
   for (int m = 0; m < kRowTiles; ++m) {
@@ -180,7 +183,7 @@ __device__ __forceinline__ void write_out(const AttentionFwdParams& p, const Blo
 #pragma unroll
         for (int n = 0; n < kOutTiles; ++n) acc_o[m][n][2 * r] = acc_o[m][n][2 * r + 1] = 0.0f;
       }
-      if (!kV.split && p.sinks != nullptr && query < w.q_len) {
+      if (!split && p.sinks != nullptr && query < w.q_len) {
         const float sink = p.sinks[head] * kLog2e;
         const float both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
         factor = ex2(top - reference);
@@ -200,7 +203,7 @@ __device__ __forceinline__ void write_out(const AttentionFwdParams& p, const Blo
         store_row<kV, kOutTiles>(p, w, acc_o[m], r, query, head, inverse, lane);
       }
       if (writes && lane % 4 == 0) {
-        if constexpr (kV.split)
+        if (split)
           p.partial_lse[partial_slot(p, w, head, query)] =
               query < w.q_len || w.split > 0 ? lse : __uint_as_float(kPaddingLse);
         else

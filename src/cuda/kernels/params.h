@@ -9,9 +9,8 @@ using i64 = long long;
 using u64 = unsigned long long;
 
 enum MaskKind : int {
-  kMaskNone = 0,     // every key up to the sequence's end
-  kMaskRange = 1,    // causal, window, chunk: keys [lo, hi) of each query
-  kMaskElement = 2,  // and a boolean mask tensor
+  kMaskNone = 0,   // every key up to the sequence's end
+  kMaskRange = 1,  // causal, window, chunk: keys [lo, hi) of each query
 };
 
 enum ElementType : int { kElementF32 = 0, kElementF16 = 1, kElementBf16 = 2 };
@@ -32,9 +31,9 @@ struct AttentionFwdVariant {
   int warps = 4;
   int stages = 2;  // of K and V each
   int mask = kMaskNone;
-  int modified = 0;  // softcap, bias, ALiBi or dropout: run-time branches, uniform over the block
+  int modified = 0;  // softcap, bias, ALiBi, mask tensor or dropout: run-time branches, uniform over the block
   int gather = 0;    // pages or unaligned rows: row addresses worked out one by one
-  int split = 0;     // writes f32 partials for combine
+  int split = 0;     // writes f32 partials for combine where partial_lse says where
   int blocks = 0;    // of a multiprocessor, which bounds registers; 0: the kernel's own estimate
 };
 

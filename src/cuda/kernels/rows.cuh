@@ -142,6 +142,13 @@ __device__ __forceinline__ void clear_row(const AttentionFwdParams& p, i64 b, i3
     p.lse[b * p.lse_stride.b + head * p.lse_stride.h + row * p.lse_stride.s] = -__int_as_float(0x7f800000);
 }
 
+// Whether the run writes partials, for combine, instead of O. (A branch at the end of a block: a variant of its own would be
+// as fast, and be one more to compile.)
+template <auto kV>
+__device__ __forceinline__ bool writes_partials(const AttentionFwdParams& p) {
+  return kV.split && p.partial_lse != nullptr;
+}
+
 // Where min_rows or max_rows is set: whether this kernel has anything to do in the tile. With max_rows it has rows of its
 // own sequences only, and marks the partials of the others for combine; without, padding of every sequence as well, and
 // where that is all, it is written here.
@@ -151,7 +158,7 @@ __device__ __forceinline__ bool takes_sequence(const AttentionFwdParams& p, Bloc
   const bool mine = length >= p.min_rows && (p.max_rows == 0 || length <= p.max_rows);
   if (p.max_rows > 0) {
     if (!mine) w.q_len = w.k_len = 0;
-    if constexpr (kV.split) {
+    if (writes_partials<kV>(p)) {
       w.q_rows = static_cast<i32>(p.partial_queries);
       return mine || w.split == 0;
     }
@@ -174,7 +181,7 @@ __device__ __forceinline__ BlockWork block_work(const AttentionFwdParams& p, u32
   const u32 heads = p.rows_per_query > 1 ? p.nheads_kv : p.nheads_q;
   const u32 tiles = static_cast<u32>(p.num_tiles_q);
   u32 index = block;
-  if constexpr (kV.split) {
+  if (writes_partials<kV>(p)) {
     w.split = index % p.max_splits;
     index /= p.max_splits;
   }
@@ -220,7 +227,7 @@ __device__ __forceinline__ BlockWork block_work(const AttentionFwdParams& p, u32
     }
     w.tile_begin = static_cast<i32>(static_cast<u32>(lo) / kV.tile_k);
     w.tile_end = hi > lo ? static_cast<i32>((static_cast<u32>(hi) + kV.tile_k - 1) / kV.tile_k) : w.tile_begin;
-    if constexpr (kV.split) {
+    if (writes_partials<kV>(p)) {
       w.tile_begin = max(w.tile_begin, w.split * p.split_tiles);
       w.tile_end = min(w.tile_end, (w.split + 1) * p.split_tiles);
     }

@@ -164,11 +164,10 @@ struct ScoreTerms {
   // be hidden from a row.
   __device__ __forceinline__ bool apply(float (&acc_s)[kRowTiles][kKeyTiles][4], int tile) const {
     const i32 j0 = tile * kV.tile_k + lane % 4 * 2;
-    if constexpr (kV.modified) add_terms(acc_s, j0);
-    if constexpr (kV.mask == kMaskElement) hide_elements(acc_s, j0);
+    if constexpr (kV.modified) add_terms(acc_s, j0), hide_elements(acc_s, j0);
     const bool partial = tile * kV.tile_k < full_lo || (tile + 1) * kV.tile_k > full_hi;
     if (partial) hide_outside(acc_s, j0);
-    return partial || kV.mask == kMaskElement;
+    return partial || (kV.modified && p.mask != nullptr);
   }
 
   __device__ __forceinline__ void hide_outside(float (&acc_s)[kRowTiles][kKeyTiles][4], i32 j0) const {
