@@ -7,12 +7,14 @@
 
 #include "base/format.h"
 #include "cuda/attention_fwd.h"
+#include "cuda/kernels/work_sm90.h"
 
 namespace heed::cuda {
 namespace {
 
 constexpr int64_t kLeastKeysToSplit = 512;
 constexpr int32_t kLongestTile = 128;  // of keys
+constexpr int64_t kMostSharing = 64;   // heads
 constexpr i32 kFarthest = 1 << 30,
               kMostRows = kFarthest - 1024;  // row + shift stays within 31 bits, in the last tile too
 
@@ -29,8 +31,20 @@ bool has_lengths(const AttentionProblem& p) {
   return has_terms(p) || p.softcap || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() ||
          p.cache_batch > 0 || p.chunk > 0 || p.out_dtype != p.dtype || p.batch_invariant;
 }
-bool may_split(const AttentionProblem& p) { return !has_lengths(p) && p.window_left < 0; }
-bool has_ranges(const AttentionProblem& p) { return p.window_left >= 0 || p.window_right >= 0 || has_lengths(p); }
+// How a configuration goes about it, beside its tile.
+struct Way {
+  bool splits = false;
+  bool shares = false;  // heads of a group share tiles
+  bool lengths(const AttentionProblem& p, const AttentionFwdSm90Tile& tile) const {
+    return shares || has_lengths(p) || (splits && (!splits_alone(tile) || p.window_left >= 0));
+  }
+  bool ranges(const AttentionProblem& p) const {
+    return p.window_left >= 0 || p.window_right >= 0 || splits || shares || has_lengths(p);
+  }
+};
+bool may_share(const AttentionProblem& p) {
+  return p.gqa_ratio() > 1 && p.gqa_ratio() <= kMostSharing && !has_terms(p) && !p.batch_invariant;
+}
 
 // Rows and sequences that a tensor map of q or out, and of k or v, counts.
 std::array<int64_t, 2> rows_of_q(const AttentionProblem& p) {
@@ -73,21 +87,25 @@ int64_t offset_of(const AttentionProblem& p) {
                                                    : p.q_offset;
 }
 
-// [sequence, head, row, column] as the driver counts dimensions, the innermost first.
+// [sequence, head, row, column] as the driver counts dimensions, the innermost first; with several heads in a box those come
+// before rows.
 Status encode(const char* name, const void* data, Dtype dtype, i64 columns, i64 rows, i64 heads, i64 sequences,
-              const Strides3& stride, uint32_t box_rows, TensorMap& map) {
+              const Strides3& stride, uint32_t box_rows, uint32_t box_heads, TensorMap& map) {
   constexpr int32_t kFloat16 = 6, kBfloat16 = 9, kNoInterleave = 0, kSwizzle128 = 3, kPromoteL2To256 = 3, kFillZero = 0;
   const auto bytes = [](i64 size, i64 elements) { return static_cast<uint64_t>(size > 1 ? elements * 2 : 16); };
-  const uint64_t sizes[4] = {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), static_cast<uint64_t>(heads),
-                             static_cast<uint64_t>(sequences)};
-  const uint64_t strides[3] = {bytes(rows, stride.s), bytes(heads, stride.h), bytes(sequences, stride.b)};
-  const uint32_t box[4] = {64, box_rows, 1, 1}, every[4] = {1, 1, 1, 1};
+  uint64_t sizes[4] = {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), static_cast<uint64_t>(heads),
+                       static_cast<uint64_t>(sequences)};
+  uint64_t strides[3] = {bytes(rows, stride.s), bytes(heads, stride.h), bytes(sequences, stride.b)};
+  uint32_t box[4] = {64, box_rows, box_heads, 1};
+  if (box_heads > 1) std::swap(sizes[1], sizes[2]), std::swap(strides[0], strides[1]), std::swap(box[1], box[2]);
+  const uint32_t every[4] = {1, 1, 1, 1};
   const CUresult result = driver().value()->tensor_map_encode_tiled(
       reinterpret_cast<CUtensorMap*>(&map), dtype == Dtype::kBf16 ? kBfloat16 : kFloat16, 4, const_cast<void*>(data),
       sizes, strides, box, every, kNoInterleave, kSwizzle128, kPromoteL2To256, kFillZero);
   if (result == kCudaSuccess) return {};
-  return driver_error(result, format("cuTensorMapEncodeTiled({} at {}, {} x {} x {} x {}, strides {} {} {} bytes)",
-                                     name, data, sequences, heads, rows, columns, strides[2], strides[1], strides[0]));
+  return driver_error(result,
+                      format("cuTensorMapEncodeTiled({} at {}, {} x {} x {} x {}, strides {} {} {} bytes)", name, data,
+                             sizes[3], sizes[2], sizes[1], columns, strides[2], strides[1], strides[0]));
 }
 
 i32 near(int64_t shift) { return static_cast<i32>(std::clamp<int64_t>(shift, -kFarthest, kFarthest)); }
@@ -127,16 +145,26 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const Attentio
   const double visible = flops(p) / std::max(1.0, 2.0 * all * keys * static_cast<double>(p.head_dim + p.head_dim_v));
   // A row's range ends within a key tile, and so it begins, where it does.
   const double whole = c.split ? double{1} * c.split_tiles * t.tile_k : std::ceil(keys / t.tile_k) * t.tile_k;
-  const double seen = t.ranges ? std::min(whole, keys * std::min(1.0, visible) / c.max_splits + t.tile_k / 2.0) : whole;
-  const double of_a_key = 2.0 * c.tile_q * (t.head_dim + t.head_dim_v) / rate_of(t, c, facts);
+  // Where heads share a tile its rows are of fewer queries, whose ranges differ less.
+  const double alike = rows_differ(p) || p.window_left >= 0 ? (64.0 - 64.0 / c.rows_per_query) / 2 : 0.0;
+  const double seen = t.ranges ? std::min(whole, std::max(t.tile_k / 2.0, keys * std::min(1.0, visible) / c.max_splits +
+                                                                              t.tile_k / 2.0 - alike))
+                               : whole;
+  // What heads that share a tile cost where lengths would not: the variant with lengths (D 64 causal 4k 512 against 566, D 128 726
+  // against 744 TFLOP/s; 16 heads of 512 keys, D 64, 8.3 us against 6.7).
+  const bool is_sharing = c.rows_per_query > 1 && !has_lengths(p);
+  const double of_lengths = is_sharing ? 1.0 : 0.0, slow = !is_sharing ? 1.0 : t.consumers == 4 ? 1.1 : 1.03;
+  const double of_a_key = slow * 2.0 * tile_q(t) * (t.head_dim + t.head_dim_v) / rate_of(t, c, facts);
   // Of packed queries there are, in the mean, half as many tiles too many as there are sequences.
-  const double tiles =
-      static_cast<double>(c.blocks) - (p.packed_q() ? 0.5 * static_cast<double>(p.batch * p.nheads_q) : 0.0);
+  const double tiles = static_cast<double>(c.blocks) -
+                       (p.packed_q() ? 0.5 * static_cast<double>(p.batch * p.nheads_q / c.rows_per_query) : 0.0);
   const double turns = tiles / static_cast<double>(std::max<int64_t>(1, c.grid));
-  const double of_a_turn = 0.8 + 0.6 * t.consumers + (t.blocks > 1 ? 0.3 * t.blocks : 0.0);
+  const double of_a_turn = of_lengths + 0.8 + 0.6 * t.consumers + (t.blocks > 1 ? 0.3 * t.blocks : 0.0);
   const double longest = of_a_turn + whole * of_a_key, usual = of_a_turn + seen * of_a_key;
   const double multiplying = rows_differ(p) ? std::max(turns * usual, longest) : std::ceil(turns) * usual;
-  const double moving = bytes(p) / (30e3 * std::max(1, facts.multiprocessors));
+  // A multiprocessor alone loads faster than all of them together can: 64 blocks 2.7 TB/s.
+  const double moving = bytes(p) / std::min(30e3 * std::max(1, facts.multiprocessors),
+                                            45e3 * static_cast<double>(std::max<int64_t>(1, c.grid)));
   // What decode takes is better left to it.
   constexpr double kStart = 1.2, kFewRows = 1.0, kPack = 2.0;
   constexpr int64_t kRowsOfDecode = 16;
@@ -151,32 +179,34 @@ double cost_of(const AttentionProblem& p, const Configuration& c, const Attentio
 // K and V of a section stay in the L2 cache; and it has tiles enough to end with short ones everywhere.
 int64_t section_of(const AttentionProblem& p, const Configuration& c, const DeviceFacts& facts) {
   const int64_t kv_bytes = std::max<int64_t>(1, usual_keys(p)) * (p.head_dim + p.head_dim_v) * dtype_bytes(p.dtype);
-  const int64_t fitting = std::max<int64_t>(1, facts.l2_bytes * 3 / 4 / kv_bytes) * p.gqa_ratio();
+  const int64_t fitting = std::max<int64_t>(1, facts.l2_bytes * 3 / 4 / kv_bytes) * (p.gqa_ratio() / c.rows_per_query);
   if (p.packed_q()) return fitting;  // of one sequence
   return std::max(fitting, 2 * c.grid / std::max<int64_t>(1, c.num_tiles_q));
 }
 
-Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90Tile& tile, bool splits,
+Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90Tile& tile, const Way& way,
                                const DeviceFacts& facts) {
   Configuration c;
-  const bool lengths = has_lengths(p);
-  c.tile_q = tile_q(tile);
+  const bool lengths = way.lengths(p, tile);
+  c.rows_per_query = way.shares ? static_cast<int32_t>(p.gqa_ratio()) : 1;
+  c.tile_q = tile_q(tile) / 64 * (64 / c.rows_per_query * c.rows_per_query);  // a query's heads are one consumer's
   c.tile_k = tile.tile_k;
   c.maps_tensors = true;
   cut_rows(p, c);
-  if (splits) cut_keys(p, int64_t{tile.blocks} * std::max(1, facts.multiprocessors), 4, c);
-  c.kernel = format("attention_fwd_sm90 q{} k{} d{}/{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
-                    has_terms(p) ? " terms"
-                    : p.softcap  ? " softcap"
-                    : lengths    ? " lengths"
-                    : c.split    ? " split"
-                                 : "");
+  if (way.splits) cut_keys(p, int64_t{tile.blocks} * std::max(1, facts.multiprocessors), 4, c);
+  c.kernel =
+      format("attention_fwd_sm90 q{} k{} d{}/{}{}{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
+             has_terms(p) ? " terms"
+             : p.softcap  ? " softcap"
+             : lengths    ? " lengths"
+                          : "",
+             way.shares ? " shared" : "", c.split ? " split" : "");
   c.variant = attention_fwd_sm90_variant({.is_bf16 = p.dtype == Dtype::kBf16,
                                           .has_lower_end = p.window_left >= 0,
                                           .lengths = lengths,
                                           .terms = has_terms(p),
                                           .softcap = p.softcap && !has_terms(p),
-                                          .split = c.split},
+                                          .split = c.split && !lengths},
                                          tile);
   c.grid = std::min<int64_t>(c.blocks, int64_t{tile.blocks} * std::max(1, facts.multiprocessors));
   // With D 64 tiles that are alike go to whichever block is free as well: 1 % faster.
@@ -214,11 +244,8 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   if (p.out_dtype != p.dtype && p.out_dtype != Dtype::kF32) {
     return decline(format("writes out in f32 or the inputs' dtype, not {}; {}", dtype_name(p.out_dtype), kNearest));
   }
-  if (p.splits > 1 && !may_split(p)) {
-    return decline(
-        format("splits keys only where the host knows all lengths, without a left window, chunks, terms of the score, "
-               "an out of f32 and batch_invariant; {}",
-               kNearest));
+  if (p.splits > 1 && p.batch_invariant) {
+    return decline(format("does not split keys with batch_invariant; {}", kNearest));
   }
   if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
   const int64_t queries = rows_of_q(p)[0], keys = most_keys(p);
@@ -241,19 +268,22 @@ Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const Dev
   // that there are, or where the caller says so.
   const AttentionFwdSm90Tile* dims = nullptr;
   Configuration best;
-  const auto consider = [&](const AttentionFwdSm90Tile& tile, bool splits) {
-    Configuration mine = configuration_of(p, tile, splits, facts);
-    if (splits && !mine.split && p.splits == 0) return;
+  const bool splits = !p.batch_invariant && (p.splits > 1 || (p.splits == 0 && usual_keys(p) >= kLeastKeysToSplit));
+  const auto consider = [&](const AttentionFwdSm90Tile& tile, const Way& way) {
+    if (tile.ranges != way.ranges(p) || (way.splits ? !splits : p.splits > 1) || (way.shares && !may_share(p))) return;
+    Configuration mine = configuration_of(p, tile, way, facts);
+    if (way.splits && !mine.split && p.splits == 0) return;
     if (best.blocks == 0 || mine.cost_us < best.cost_us) best = std::move(mine);
   };
   for (const AttentionFwdSm90Tile& tile : kAttentionFwdSm90Tiles) {
     if (tile.terms != has_terms(p)) continue;
     if (dims == nullptr && serves(tile, p.head_dim, p.head_dim_v, tile.ranges, tile.terms)) dims = &tile;
     if (dims == nullptr || tile.head_dim != dims->head_dim || tile.head_dim_v != dims->head_dim_v) continue;
-    if (tile.ranges == has_ranges(p) && p.splits <= 1) consider(tile, false);
+    consider(tile, {});
     if (p.batch_invariant && best.blocks > 0) break;  // whatever the batch, the same tile
-    if (splits_keys(tile) && may_split(p) && (p.splits > 1 || (p.splits == 0 && p.seqlen_k >= kLeastKeysToSplit)))
-      consider(tile, true);
+    consider(tile, {.splits = true});
+    consider(tile, {.shares = true});
+    consider(tile, {.splits = true, .shares = true});
   }
   if (!p.batch_invariant) return {best};
   // Nor may the batch decide whether this row or attention_fwd_sm80 is taken.
@@ -267,27 +297,31 @@ Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const Dev
 }
 
 Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Params& params) {
-  constexpr uint32_t kConsumerRows = 64;
+  set_sharing(params);
   const AttentionFwdParams& c = params.common;
   const auto [q_rows, q_sequences] = rows_of_q(p);
   const auto [k_rows, k_sequences] = rows_of_k(p);
-  const auto k_box = static_cast<uint32_t>(box_rows(p, tile_k));
+  const auto k_box = static_cast<uint32_t>(box_rows(p, tile_k)), q_box = static_cast<uint32_t>(params.queries_each),
+             heads = static_cast<uint32_t>(c.rows_per_query);
   HEED_RETURN_IF_ERROR(
-      encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, kConsumerRows, params.q_map));
+      encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, q_box, heads, params.q_map));
   params.k_map = params.v_map = params.q_map;  // of no keys nothing is loaded
   if (k_rows > 0 && k_sequences > 0 && c.nheads_kv > 0) {
     HEED_RETURN_IF_ERROR(
-        encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, params.k_map));
+        encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, 1, params.k_map));
     HEED_RETURN_IF_ERROR(
-        encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, params.v_map));
+        encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, 1, params.v_map));
   }
   params.out_map = params.q_map;  // f32 leaves straight from registers
   if (p.out_dtype == p.dtype) {
     HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, q_rows, c.nheads_q, q_sequences, c.out_stride,
-                                kConsumerRows, params.out_map));
+                                q_box, heads, params.out_map));
   }
-  const int64_t offset = has_lengths(p) ? 0 : offset_of(p);
-  params.num_work_tiles = static_cast<i32>(c.num_tiles_q * c.nheads_q * (p.packed_q() ? 1 : c.batch) * c.max_splits);
+  const int64_t offset = offset_of(p);
+  params.lengths_known = !p.packed_q() && !p.packed_k() && !p.used_q && !p.used_k && !p.leftpad && !p.paged() &&
+                         p.cache_batch == 0 && c.min_rows == 0;
+  params.num_work_tiles =
+      static_cast<i32>(c.num_tiles_q * (c.nheads_q / c.rows_per_query) * (p.packed_q() ? 1 : c.batch) * c.max_splits);
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));
   params.page_box = p.paged() ? box_rows(p, tile_k) : 0;
   // Two elements at once: the first key of a thread's two has an even index.

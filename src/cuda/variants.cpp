@@ -64,7 +64,7 @@ KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& f, cons
                         int{f.has_lower_end || f.lengths}, int{f.lengths}, int{f.terms}, int{f.softcap}, int{f.split}),
                  128 * (t.consumers + 1), t);
   variant.shared_bytes = shared_bytes(t, f.lengths);
-  if (f.lengths) variant.spill_bytes = 64;  // around the loops: what a sequence's rows and keys are
+  if (f.lengths) variant.spill_bytes = 96;  // at D 64 beside P, else where loads are issued
   return variant;
 }
 
@@ -82,9 +82,8 @@ KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& 
   constexpr const char* kExpression =
       "heed::cuda::attention_fwd_portable<heed::cuda::PortableVariant{{.element=heed::cuda::{},.dim={},.tile_q={},"
       ".tile_k={}}}>";
-  return variant_of("attention_fwd_portable.cu",
-                    format(kExpression, element_name(element), t.dim, t.tile_q, t.tile_k), kPortableThreads,
-                    t);
+  return variant_of("attention_fwd_portable.cu", format(kExpression, element_name(element), t.dim, t.tile_q, t.tile_k),
+                    kPortableThreads, t);
 }
 
 KernelVariant combine_variant(Dtype element, int rows) {
@@ -130,10 +129,8 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
   for (const HeadDims& dims : kAttentionFwdHeadDims) {
     for (int bits = 0; bits < 16; ++bits) {
       for (const MaskKind mask : {kMaskNone, kMaskRange}) {
-        AttentionFwdFeatures features = reachable({.is_bf16 = (bits & 1) != 0,
-                                                   .mask = mask,
-                                                   .modified = (bits & 2) != 0,
-                                                   .gather = (bits & 4) != 0});
+        AttentionFwdFeatures features = reachable(
+            {.is_bf16 = (bits & 1) != 0, .mask = mask, .modified = (bits & 2) != 0, .gather = (bits & 4) != 0});
         const TileHeight height = (bits & 8) != 0 ? TileHeight::kLow : TileHeight::kTall;
         const AttentionFwdTile* tile = attention_fwd_tile(features, dims, height, arch.major, arch.shared_limit);
         add(attention_fwd_variant(features, *tile));
@@ -148,13 +145,14 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
           add(attention_fwd_sm90_variant({(bits & 1) != 0, (bits & 2) != 0, lengths, tile.terms}, tile));
         if (tile.ranges && !tile.terms && caps_scores(tile.head_dim) && bits < 2)
           add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .lengths = true, .softcap = true}, tile));
-        if (splits_keys(tile) && bits < 2)
+        if (splits_alone(tile) && bits < 2)
           add(attention_fwd_sm90_variant({.is_bf16 = (bits & 1) != 0, .split = true}, tile));
       }
   for (const DecodeTile& tile : kDecodeTiles)
     for (int bits = 0; bits < 4; ++bits) add(attention_decode_variant((bits & 1) != 0, (bits & 2) != 0, tile));
   for (const PortableTile& tile : kPortableTiles)
-    for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) add(attention_fwd_portable_variant(element, tile));
+    for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
+      add(attention_fwd_portable_variant(element, tile));
   for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16}) {
     for (const int rows : {1, kCombineWarps}) add(combine_variant(element, rows));
     add(kv_append_variant(element));

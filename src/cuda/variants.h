@@ -42,10 +42,10 @@ KernelVariant attention_fwd_variant(const AttentionFwdFeatures& features, const 
 struct AttentionFwdSm90Features {
   bool is_bf16 = false;
   bool has_lower_end = false;  // a window hides the first keys from rows as well
-  bool lengths = false;        // lengths and places from the device, chunks: any range of keys then
-  bool terms = false;          // bias, ALiBi, mask tensor, dropout: with lengths, on tiles of their own
-  bool softcap = false;        // and none of those: with lengths
-  bool split = false;          // of ranges without a lower end
+  bool lengths = false;  // lengths and places from the device, chunks, splits, shared tiles: any range of keys then
+  bool terms = false;    // bias, ALiBi, mask tensor, dropout: with lengths, on tiles of their own
+  bool softcap = false;  // and none of those: with lengths
+  bool split = false;    // without lengths, where splits_alone
 };
 KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& features, const AttentionFwdSm90Tile& tile);
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, const DecodeTile& tile);

@@ -41,8 +41,9 @@ constexpr AttentionFwdSm90Variant with_softcap(AttentionFwdSm90Variant v) {
   v = with_lengths(v), v.softcap = 1;
   return v;
 }
+
 constexpr AttentionFwdSm90Variant with_split(AttentionFwdSm90Variant v) {
-  v = with_ranges(v), v.split = 1;
+  v = with_ranges(v), v.has_lower_end = 0, v.split = 1;
   return v;
 }
 
@@ -64,8 +65,9 @@ struct Case {
   std::vector<int> bad = {};  // sequences whose status is not 0
   int wrong_cu = 0;  // > 0: this entry of cu_seqlens_q lies outside; all rows have been cleared, here left alone
   int gap = 0, chunk = 0, min_rows = 0;
-  int splits = 0;
-  int page_size = 0;  // k and v in pages of shuffled places
+  int splits = 0;       // more than 0: partials, merged
+  bool shares = false;  // heads of a group share tiles
+  int page_size = 0;    // k and v in pages of shuffled places
   // Terms of the score. Bias and mask: [sequence, head, row, key], a broadcast dimension has stride 0.
   float softcap = 0, dropout = 0;
   int dropout_base = 0;  // index_base of keys
@@ -127,7 +129,7 @@ class Problem {
     p.lse_stride = {c_.packed_q ? 0 : i64{c_.nheads_q} * q_rows, q_rows, 1};
     p.batch = c_.batch, p.seqlen_q = c_.seqlen_q, p.seqlen_k = c_.seqlen_k, p.total_q = q_rows, p.total_k = k_rows;
     p.nheads_q = c_.nheads_q, p.nheads_kv = c_.nheads_kv, p.gqa_ratio = c_.nheads_q / c_.nheads_kv;
-    p.rows_per_query = 1, p.head_dim = c_.head_dim, p.head_dim_v = c_.head_dim_v;
+    p.rows_per_query = c_.shares ? p.gqa_ratio : 1, p.head_dim = c_.head_dim, p.head_dim_v = c_.head_dim_v;
     p.window_left = c_.left, p.window_right = c_.right;
     p.offset_kind = c_.offset == kBottomRight ? 0 : 2, p.q_offset = c_.offset == kBottomRight ? 0 : c_.offset;
     p.softmax_scale_log2 = c_.scale * 1.44269504f, p.dropout_scale = 1.0f;
@@ -155,6 +157,9 @@ class Problem {
     if (c_.dropout > 0) p.dropout_scale = 1.0f / (1.0f - c_.dropout);
     const int offset = c_.offset == kBottomRight ? c_.seqlen_k - c_.seqlen_q : c_.offset;  // where there are no lengths
     a.offset = offset, a.chunk = c_.chunk;
+    a.lengths_known = !c_.packed_q && !c_.packed_k && c_.used_q.empty() && c_.used_k.empty() && c_.leftpad.empty() &&
+                      c_.cache_rows.empty() && c_.page_size == 0 && c_.min_rows == 0;
+    set_sharing(a);
     a.lo_shift = c_.left >= 0 ? offset - c_.left : -kFar;
     a.hi_shift = c_.right >= 0 ? offset + c_.right + 1 : kFar;
     return a;
@@ -183,19 +188,26 @@ class Problem {
   void merge(const std::vector<float>& partial_out, const std::vector<float>& partial_lse, int splits) {
     const double kInf = std::numeric_limits<double>::infinity();
     for (int b = 0; b < c_.batch; ++b)
-      for (int i = 0; i < c_.seqlen_q; ++i)
+      for (int i = 0; i < sequences[b].q_rows; ++i)
         for (int h = 0; h < c_.nheads_q; ++h) {
-          const size_t row = (size_t(b) * q_rows + i) * c_.nheads_q + h, first = row * splits;
-          double top = c_.sinks ? sinks[h] : -kInf, sum = 0;
-          for (int s = 0; s < splits; ++s) top = std::max(top, double{partial_lse[first + s]});
+          const size_t at = (c_.packed_q ? 0 : size_t(b) * q_rows) + sequences[b].q_begin + i;
+          const size_t row = at * c_.nheads_q + h, first = row * splits;
+          u32 bits;
+          std::memcpy(&bits, &partial_lse[first], 4);
+          if ((bits == kPaddingLse) != (i >= sequences[b].q_len)) continue;  // neither is right
+          const bool is_padding = i >= sequences[b].q_len;
+          double top = c_.sinks && !is_padding ? sinks[h] : -kInf, sum = 0;
+          for (int s = 0; s < splits && !is_padding; ++s) top = std::max(top, double{partial_lse[first + s]});
           std::vector<double> o(c_.head_dim_v, 0.0);
           for (int s = 0; s < splits && !std::isinf(top); ++s) {
+            if (std::isinf(partial_lse[first + s])) continue;  // nor is its out read
             const double weight = std::exp(partial_lse[first + s] - top);
             sum += weight;
             for (int d = 0; d < c_.head_dim_v; ++d) o[d] += weight * partial_out[(first + s) * c_.head_dim_v + d];
           }
-          if (c_.sinks) sum += std::exp(sinks[h] - top);
-          lse[(size_t(b) * c_.nheads_q + h) * q_rows + i] = static_cast<float>(sum == 0 ? -kInf : top + std::log(sum));
+          if (c_.sinks && !is_padding) sum += std::exp(sinks[h] - top);
+          lse[c_.packed_q ? size_t(h) * q_rows + at : (size_t(b) * c_.nheads_q + h) * q_rows + i] =
+              static_cast<float>(sum == 0 ? -kInf : top + std::log(sum));
           for (int d = 0; d < c_.head_dim_v; ++d) {
             const float x = static_cast<float>(sum == 0 ? 0 : o[d] / sum);
             out[row * c_.head_dim_v + d] = is_bf16_ ? to_bf16(x).bits : to_f16(x).bits;
@@ -393,16 +405,18 @@ class Problem {
 
 // As mma_sm90.cuh of this folder reads it.
 inline void map_tensor(TensorMap& map, void* data, i64 columns, i64 rows, i64 heads, i64 sequences,
-                       const Strides3& stride, int box_rows) {
+                       const Strides3& stride, int box_rows, int box_heads = 1) {
+  const bool shares = box_heads > 1;  // heads come before rows
   const i64 words[] = {reinterpret_cast<i64>(data),
                        columns,
-                       rows,
-                       heads,
+                       shares ? heads : rows,
+                       shares ? rows : heads,
                        sequences,
-                       stride.s * 2,
-                       stride.h * 2,
+                       (shares ? stride.h : stride.s) * 2,
+                       (shares ? stride.s : stride.h) * 2,
                        stride.b * 2,
-                       i64{box_rows}};
+                       i64{shares ? box_heads : box_rows},
+                       i64{shares ? box_rows : 1}};
   std::copy(std::begin(words), std::end(words), map.opaque);
 }
 
@@ -413,23 +427,25 @@ std::string failure_of(const Case& c, unsigned seed) {
   AttentionFwdSm90Params a = problem.params();
   problem.pack_mask(a, kV.tile_k);
   AttentionFwdParams& p = a.common;
-  constexpr int kRows = Layout<kV>::kTileQ;
-  p.num_tiles_q = c.packed_q ? problem.q_rows / kRows + c.batch : (c.seqlen_q + kRows - 1) / kRows;
+  const int rows = kV.consumers * a.queries_each;
+  p.num_tiles_q = c.packed_q ? problem.q_rows / rows + c.batch : (c.seqlen_q + rows - 1) / rows;
   p.max_splits = std::max(1, c.splits);
-  p.split_tiles = (c.seqlen_k + kV.tile_k - 1) / kV.tile_k / p.max_splits + 1;
-  a.num_work_tiles = static_cast<i32>(p.num_tiles_q * c.nheads_q * problem.q_batch * p.max_splits);
-  std::vector<float> partial_lse(kV.split ? problem.lse.size() * p.max_splits : 0, std::nanf(""));
+  p.split_tiles = (std::max(c.seqlen_k, problem.k_rows) + kV.tile_k - 1) / kV.tile_k / p.max_splits + 1;
+  a.num_work_tiles = static_cast<i32>(p.num_tiles_q * (c.nheads_q / p.rows_per_query) * problem.q_batch * p.max_splits);
+  std::vector<float> partial_lse(c.splits > 0 ? problem.lse.size() * p.max_splits : 0, std::nanf(""));
   std::vector<float> partial_out(partial_lse.size() * c.head_dim_v, std::nanf(""));
-  p.partial_out = partial_out.data(), p.partial_lse = partial_lse.data();
+  if (c.splits > 0) p.partial_out = partial_out.data(), p.partial_lse = partial_lse.data();
   u64 counter = 0x0123456789abcdefull;
   if (c.counts_tiles) a.next_tile = &counter, a.mark = 0x5a5a5a5a5aull << kTileBits;
   const int q_batch = problem.q_batch, q_rows = problem.q_rows, k_batch = problem.k_batch, k_rows = problem.k_rows;
-  map_tensor(a.q_map, problem.q.data(), c.head_dim, q_rows, c.nheads_q, q_batch, p.q_stride, 64);
+  map_tensor(a.q_map, problem.q.data(), c.head_dim, q_rows, c.nheads_q, q_batch, p.q_stride, a.queries_each,
+             p.rows_per_query);
   a.page_box = c.page_size > 0 ? std::gcd(c.page_size, kV.tile_k) : 0;
   const int box = c.page_size > 0 ? a.page_box : kV.tile_k;
   map_tensor(a.k_map, problem.k.data(), c.head_dim, k_rows, c.nheads_kv, k_batch, p.k_stride, box);
   map_tensor(a.v_map, problem.v.data(), c.head_dim_v, k_rows, c.nheads_kv, k_batch, p.v_stride, box);
-  map_tensor(a.out_map, problem.out.data(), c.head_dim_v, q_rows, c.nheads_q, q_batch, p.out_stride, 64);
+  map_tensor(a.out_map, problem.out.data(), c.head_dim_v, q_rows, c.nheads_q, q_batch, p.out_stride, a.queries_each,
+             p.rows_per_query);
   const unsigned grid = std::min(3u, static_cast<unsigned>(a.num_work_tiles));
   for (unsigned index = 0; index < grid; ++index) {
     const std::string failure =
@@ -437,7 +453,7 @@ std::string failure_of(const Case& c, unsigned seed) {
     if (!failure.empty()) return failure;
   }
   if (c.counts_tiles && counter != 0) return "the counter is left at " + std::to_string(counter);
-  if (kV.split) problem.merge(partial_out, partial_lse, p.max_splits);
+  if (c.splits > 0) problem.merge(partial_out, partial_lse, p.max_splits);
   return problem.judge();
 }
 

@@ -44,7 +44,8 @@ void setmaxnreg_dec() {}
 
 // ---- bulk copies ----------------------------------------------------------------------------------------------------
 
-// A tensor map here: address, sizes (columns, rows, heads, sequences), strides of the last three in bytes, rows of a box.
+// A tensor map here: address, sizes of four dimensions, strides of the last three in bytes, a box's extent in the second and the
+// third.
 constexpr u64 kEvictFirst = 0, kEvictLast = 0;
 inline void prefetch_tensormap(const TensorMap&) {}
 
@@ -61,30 +62,32 @@ inline u32 swizzled(u32 base, int row, int column) {
 }
 // visit(element or null, place in shared memory) for a box.
 template <class Visit>
-void for_box(const TensorMap& map, u32 place, i32 column, i32 row, i32 head, i32 sequence, const Visit& visit) {
-  for (int r = 0; r < static_cast<int>(map.opaque[8]); ++r)
+void for_box(const TensorMap& map, u32 place, i32 column, i32 inner, i32 outer, i32 sequence, const Visit& visit) {
+  const int extent = static_cast<int>(map.opaque[8]);
+  for (int r = 0; r < extent * static_cast<int>(map.opaque[9]); ++r)
     for (int c = 0; c < 64; ++c)
-      visit(element_of_tensor(map, {i64{column} + c, i64{row} + r, head, sequence}), swizzled(place, r, c));
+      visit(element_of_tensor(map, {i64{column} + c, i64{inner} + r % extent, i64{outer} + r / extent, sequence}),
+            swizzled(place, r, c));
 }
 
-inline void tma_load(u32 dst, const TensorMap& map, u32 barrier, i32 column, i32 row, i32 head, i32 sequence, u64) {
+inline void tma_load(u32 dst, const TensorMap& map, u32 barrier, i32 column, i32 inner, i32 outer, i32 sequence, u64) {
   if (dst % 1024 != 0) emulated::fail("a bulk copy off the swizzle's period");
   emulated::add_copy([=, m = map] {
-    for_box(m, dst, column, row, head, sequence, [](const char* from, u32 to) {
+    for_box(m, dst, column, inner, outer, sequence, [](const char* from, u32 to) {
       unsigned short x = 0;
       if (from != nullptr) std::memcpy(&x, from, 2);
       std::memcpy(emulated::shared + to, &x, 2);
     });
     emulated::Mbarrier& b = emulated::block->mbarriers[barrier];
-    b.bytes -= static_cast<i64>(128 * m.opaque[8]);
+    b.bytes -= static_cast<i64>(128 * m.opaque[8] * m.opaque[9]);
     emulated::end_phase_if_complete(b);
   });
 }
-inline void tma_store(const TensorMap& map, u32 src, i32 column, i32 row, i32 head, i32 sequence) {
+inline void tma_store(const TensorMap& map, u32 src, i32 column, i32 inner, i32 outer, i32 sequence) {
   emulated::Fiber* const fiber = emulated::block->current;
   ++fiber->stores_left;
   emulated::add_copy([=, m = map] {
-    for_box(m, src, column, row, head, sequence, [](char* to, u32 from) {
+    for_box(m, src, column, inner, outer, sequence, [](char* to, u32 from) {
       if (to != nullptr) std::memcpy(to, emulated::shared + from, 2);
     });
     --fiber->stores_left;

@@ -93,9 +93,13 @@ TEST_F(Amx, EveryProblemFile) {
   EXPECT_GT(ran, lines / 3);
 }
 
-TEST_F(Amx, RandomProblems) {
-  const int64_t wanted = testing::environment_number("HEED_TEST_RANDOM", 3000);
-  const uint64_t seed = static_cast<uint64_t>(testing::environment_number("HEED_TEST_SEED", 20261129));
+// In parts that cores share, each from a seed of its own.
+constexpr int kParts = 4;
+class AmxProperty : public Amx, public ::testing::WithParamInterface<int> {};
+
+TEST_P(AmxProperty, RandomProblems) {
+  const int64_t wanted = (testing::environment_number("HEED_TEST_RANDOM", 3000) + GetParam()) / kParts;
+  const uint64_t seed = static_cast<uint64_t>(testing::environment_number("HEED_TEST_SEED", 20261129) + GetParam());
   std::cout << "  seed " << seed << ", " << wanted << " problems\n";
   testing::Random random(seed);
   int failures = 0;
@@ -111,6 +115,7 @@ TEST_F(Amx, RandomProblems) {
     ADD_FAILURE() << line << "\n  " << failure << "\nmade shorter:\n  " << shorter << "\n  " << failure_of(shorter);
   }
 }
+INSTANTIATE_TEST_SUITE_P(Parts, AmxProperty, ::testing::Range(0, kParts));
 
 }  // namespace
 }  // namespace heed

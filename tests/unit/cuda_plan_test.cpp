@@ -132,8 +132,13 @@ TEST(CudaPlan, Choices) {
   EXPECT_EQ(chosen("attention hq=32 sq=49 sk=1024 d=48 bf16 lse").substr(0, 18), "attention_fwd_sm90");
   EXPECT_EQ(chosen("attention hq=15 hkv=5 sq=50 sk=200 d=64 bf16 lse").substr(0, 18), "attention_fwd_sm90");
   EXPECT_TRUE(chosen("attention hq=32 sq=67 sk=4374 d=64 bf16 lse").ends_with("split"));
-  EXPECT_EQ(chosen("attention hq=8 sq=512 sk=51200 d=64 bf16 lse"), "attention_fwd_sm90 q256 k64 d64/64 split");
+  EXPECT_EQ(chosen("attention hq=8 sq=512 sk=51200 d=64 bf16 lse"), "attention_fwd_sm90 q256 k64 d64/64 lengths split");
   EXPECT_EQ(chosen("attention b=16 hq=32 sq=67 sk=4374 d=64 bf16 lse").find("split"), std::string::npos);
+  // Few queries of a group share tiles; where they are many each head has its own.
+  EXPECT_TRUE(chosen("attention hq=32 hkv=8 sq=16 sk=8192 d=128 causal bf16").ends_with(" lengths shared split"));
+  EXPECT_TRUE(
+      chosen("attention b=8 hq=32 hkv=8 sq=8 sk=4096 d=128 causal bf16 used_k").ends_with(" lengths shared split"));
+  EXPECT_EQ(chosen("attention b=2 hq=32 hkv=8 sq=2048 d=128 causal bf16"), "attention_fwd_sm90 q192 k64 d128/128");
   EXPECT_EQ(chosen("attention hq=16 sq=512 d=128 bf16 causal"), "attention_fwd_sm90 q64 k64 d128/128");
   EXPECT_EQ(chosen("attention hq=32 hkv=8 sq=1 sk=64 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
   EXPECT_TRUE(chosen("attention hq=2 sq=64 sk=65536 d=64 bf16").ends_with(" split"));

@@ -40,9 +40,13 @@ bool accepts(const std::string& line, const std::string& row) {
   return false;
 }
 
-TEST(Property, RandomProblemsAreRight) {
-  const int64_t wanted = testing::environment_number("HEED_TEST_RANDOM", 20000);
-  const uint64_t seed = static_cast<uint64_t>(testing::environment_number("HEED_TEST_SEED", 20261121));
+// In parts that cores share, each from a seed of its own.
+constexpr int kParts = 4;
+class Property : public ::testing::TestWithParam<int> {};
+
+TEST_P(Property, RandomProblemsAreRight) {
+  const int64_t wanted = (testing::environment_number("HEED_TEST_RANDOM", 20000) + GetParam()) / kParts;
+  const uint64_t seed = static_cast<uint64_t>(testing::environment_number("HEED_TEST_SEED", 20261121) + GetParam());
   std::cout << "seed " << seed << ", " << wanted << " problems\n";
   const auto start = std::chrono::steady_clock::now();
   testing::Random random(seed);
@@ -75,6 +79,7 @@ TEST(Property, RandomProblemsAreRight) {
   for (const auto& [row, problems] : ran) std::cout << "  " << row << ": " << problems << " problems\n";
   std::cout << "  " << elapsed.count() << " s\n";
 }
+INSTANTIATE_TEST_SUITE_P(Parts, Property, ::testing::Range(0, kParts));
 
 }  // namespace
 }  // namespace heed

@@ -45,10 +45,10 @@ void expect_host_and_device_agree() {
   for (const u32 place : {L::kK, L::kVAt, L::kO, L::kBytesQ, L::kBytesK, L::kBytesV, L::kBytesO, L::kChunkK})
     EXPECT_EQ(place % 1024, 0u) << kTile;  // the swizzle's period
   EXPECT_EQ(L::kO + (L::kOutStaged ? kRow.consumers * L::kBytesO : 0), L::kBarriers) << kTile;
-  if (kLengths) {  // one behind the other: this turn and the one before, rows, what warps keep
-    EXPECT_EQ(barriers.sequence_work(0, 1) - barriers.sequence_work(0, 0), 4u * kSequenceWorkWords);
-    EXPECT_EQ(barriers.row_keys(0, 0), barriers.sequence_work(0, 1) + 4 * kSequenceWorkWords);
-    EXPECT_EQ(barriers.kept(0, 4), barriers.q_tile(1));
+  if (kLengths) {  // one behind the other: this turn and the one before, rows
+    EXPECT_EQ(barriers.sequence_work(0, 1) - barriers.sequence_work(0, 0), 4u * (kSequenceWorkWords + kStepWords));
+    EXPECT_EQ(barriers.row_keys(0, 0), barriers.steps(0, 1) + 4 * kStepWords);
+    EXPECT_EQ(barriers.row_keys(0, 64), barriers.q_tile(1));
   }
 }
 
@@ -84,7 +84,8 @@ constexpr AttentionFwdSm90Variant kCausal = {.consumers = 2, .mask = kMaskRange}
 TEST(Sm90Work, OrderOfTiles) {
   Random random(5);
   for (int n = 0; n < 200; ++n) {
-    AttentionFwdParams p = {};
+    AttentionFwdSm90Params a = {};
+    AttentionFwdParams& p = a.common;
     p.num_tiles_q = random.in(1, 20);
     p.nheads_q = static_cast<i32>(random.in(1, 9));
     p.batch = random.in(1, 9);
@@ -94,7 +95,7 @@ TEST(Sm90Work, OrderOfTiles) {
     std::set<std::tuple<i32, i32, i32>> causal, full;
     i32 before = 0, changes = 0, first_section = 0;
     for (u32 i = 0; i < static_cast<u32>(p.num_tiles_q) * heads; ++i) {
-      const Work c = work_at<kCausal>(p, i), f = work_at<kFull>(p, i);
+      const Work c = work_at<kCausal>(a, i), f = work_at<kFull>(a, i);
       causal.insert({c.row0, c.head, c.b});
       full.insert({f.row0, f.head, f.b});
       if (i > 0 && c.row0 > before) ++changes;
@@ -107,6 +108,22 @@ TEST(Sm90Work, OrderOfTiles) {
     if (!p.longest_first || p.num_tiles_q == 1) continue;
     EXPECT_EQ(changes + 1, (heads + p.heads_per_section - 1) / p.heads_per_section);
     EXPECT_EQ(first_section, ((heads - 1) % p.heads_per_section + 1) * p.num_tiles_q);
+  }
+}
+
+// Heads that share tiles: rows are (query, head), query-major.
+TEST(Sm90Work, RowsOfAGroup) {
+  constexpr AttentionFwdSm90Variant kShared = {.consumers = 2, .mask = kMaskRange, .has_lower_end = 1, .lengths = 1};
+  for (i32 group = 1; group <= 64; ++group) {
+    AttentionFwdSm90Params a = {};
+    a.common.rows_per_query = group;
+    set_sharing(a);
+    EXPECT_EQ(rows_used<kShared>(a), 64 / group * group);
+    EXPECT_EQ(queries_of_tile<kShared>(a), 2 * (64 / group));
+    for (i32 row = 0; row < 64; ++row) {
+      EXPECT_EQ(query_of_row<kShared>(a, row), row / group) << group;
+      EXPECT_EQ(head_of_row<kShared>(a, row), row % group) << group;
+    }
   }
 }
 

@@ -4,9 +4,10 @@
 //   O = softmax(scale Q K^T) V under masks that are ranges      Q [rows, D]  K [keys, D]  V [keys, Dv]  O [rows, Dv], f16, bf16
 //
 // A block owns tiles of 64 * consumers query rows of one (sequence, head), one after the other, and walks the keys of each in
-// tiles of tile_k from last to first.
+// tiles of tile_k from last to first. With few queries rows are those of all heads of a group, query-major.
 //
-// Roles      warpgroups 0 .. consumers - 1 own 64 rows each; one thread of the last warpgroup issues all loads.
+// Roles      warpgroups 0 .. consumers - 1 own 64 rows each; one thread of the last warpgroup issues all loads; where lengths
+//            come from the device the warp behind it works out what keys rows see.
 // Memory     Q [consumer][D / 64][64 rows][128 B] | K [stage][D / 64][tile_k][128 B] | V like K | O like Q up to D 128 |
 //            barriers. In a row of 128 bytes, 16-byte unit u of row r lies at u ^ (r % 8).
 // Barriers   full (the loading thread's arrival and the bytes) and empty (an arrival of each consumer warp) for every stage,
@@ -68,13 +69,13 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
       found = work.b;
       if (!has_rows) continue;
     } else {
-      work = work_at<kV>(a.common, index);
+      work = work_at<kV>(a, index);
       keys.sequence = work.b;
     }
     const i32 head_kv = work.head / a.common.gqa_ratio;
     const Visible<kV> visible = visible_of<kV>(a, work);
     const i32 queries = kV.lengths ? work.q_len : static_cast<i32>(a.common.seqlen_q);
-    const i32 last_row = min(work.row0 + L::kTileQ, queries) - 1;
+    const i32 last_row = min(work.row0 + queries_of_tile<kV>(a), queries) - 1;
     const TileRange range = of_split<kV>(a.common, work, tiles_of_rows<kV>(visible, work.row0, last_row));
 
     auto load_k = [&](i32 n, u32 barrier) {
@@ -128,15 +129,18 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
     const bool any = range.end > range.begin;
     for (int consumer = 0; consumer < kV.consumers; ++consumer) {
       mbarrier_wait(barriers.q_empty(consumer), q_parity);
-      if constexpr (kV.lengths)
+      if constexpr (kV.lengths) {
         store_work(barriers.sequence_work(consumer, q_parity), work);
-      else
+        mbarrier_arrive(barriers.work_full(consumer));
+      } else {
         store_shared(barriers.q_tile(consumer), index);
-      mbarrier_arrive_expect_tx(barriers.q_full(consumer), L::kBytesQ);
+      }
+      mbarrier_arrive_expect_tx(barriers.q_full(consumer), L::kChunks * 128 * rows_used<kV>(a));
+      const MapPlace place = place_of_rows<kV>(a, work, work.row0 + consumer * queries_each<kV>(a));
 #pragma unroll
       for (int c = 0; c < L::kChunks; ++c)
         tma_load(shared + consumer * L::kBytesQ + c * L::kChunkQ, a.q_map, barriers.q_full(consumer), c * 64,
-                 work.q_begin + work.row0 + consumer * 64, work.head, sequence_of_q<kV>(a, work), kEvictFirst);
+                 place.inner, place.outer, sequence_of_q<kV>(a, work), kEvictFirst);
       if (consumer == 0 && any) stage(range.end - 1);
     }
     q_parity ^= 1;
@@ -147,6 +151,7 @@ __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 sha
   for (int consumer = 0; consumer < kV.consumers; ++consumer) {
     mbarrier_wait(barriers.q_empty(consumer), q_parity);
     store_shared(kV.lengths ? barriers.sequence_work(consumer, q_parity) : barriers.q_tile(consumer), kNoMore);
+    if constexpr (kV.lengths) mbarrier_arrive(barriers.work_full(consumer));
     mbarrier_arrive(barriers.q_full(consumer));
   }
 }
@@ -214,10 +219,14 @@ struct Consumer {
   }
 
   __device__ __forceinline__ void start_qk() {
-    multiply_qk<kV>(acc_s, q, k_low + k_ring.stage * (L::kBytesK / 16));
+    // The same in all lanes, which the compiler does not see where loops end by what memory holds: then every product would take
+    // its descriptor to uniform registers.
+    const int stage = kV.lengths ? uniform(k_ring.stage) : k_ring.stage;
+    multiply_qk<kV>(acc_s, q, k_low + stage * (L::kBytesK / 16));
   }
   __device__ __forceinline__ void start_pv() {
-    const int stage = kV.rings == 1 ? k_ring.stage : v_ring.stage;
+    int stage = kV.rings == 1 ? k_ring.stage : v_ring.stage;
+    if constexpr (kV.lengths) stage = uniform(stage);
     multiply_pv<kV>(acc_o, probability, v_low + stage * (L::kBytesV / 16));
   }
 
@@ -268,13 +277,6 @@ struct Consumer {
     const i32 lo[2] = {bound(0) - key, bound(8 * 8) - key};
     hide_before(acc_s, lo, hidden);
   }
-  // From kFreeBegin to kFreeEnd no key tile needs a mask.
-  enum Kept { kOwnBegin, kFreeBegin, kFreeEnd, kStop };
-  __device__ __forceinline__ i32 kept(Kept what) const {
-    const int thread = thread_here();
-    return uniform(static_cast<i32>(load_shared(barriers.kept(thread / 128, thread / 32 % 4) + 4 * what)));
-  }
-
   // P of the first tile.
   __device__ __forceinline__ void first_step(const Visible<kV>& visible, i32 first, i32 n, bool before) {
     wait_k();
@@ -383,81 +385,48 @@ struct Consumer {
     for (; n >= stop; --n) pass_tile();
   }
 
-  // The same, where lengths come from the device. First, what the steps need: `all` and `own` as above, and what is kept.
-  __device__ __forceinline__ void look_at_rows(const Work& work, TileRange& all, TileRange& own) {
-    const Visible<kV> visible = visible_of<kV>(a, work);
-    const i32 last_row = work.q_len - 1, tile_last = min(work.row0 + L::kTileQ - 1, last_row);
-    const i32 first = work.row0 + group * 64, last = min(first + 63, last_row);
-    // A lane a row, and four more: what is behind lo and hi is there once.
-    const i32 row = lane < 16    ? first + warp * 16 + lane
-                    : lane == 16 ? work.row0
-                    : lane == 17 ? tile_last
-                    : lane == 18 ? first
-                                 : last;
-    const i32 row_lo = visible.lo(row), row_hi = visible.hi(row);
-    const auto at = [](i32 x, int lane) { return uniform(__shfl_sync(0xffffffffu, x, lane)); };
-    all = tiles_between<kV>(at(row_lo, 16), at(row_hi, 17), tile_last >= work.row0);
-    own = tiles_between<kV>(at(row_lo, 18), at(row_hi, 19), last >= first);
-    if (own.end <= own.begin) own.begin = own.end = all.begin;
-    const i32 free_end = at(row_hi, 18) / kV.tile_k, free_begin = (at(row_lo, 19) + kV.tile_k - 1) / kV.tile_k;
-    __syncwarp();  // every lane has read what there was of the turn before
-    if (lane < 16) {
-      const u32 bounds = barriers.row_keys(group, warp * 16 + lane);
-      store_shared(bounds, row_lo), store_shared(bounds + 4, row_hi);
-    }
-    if (lane < kKeptWords)
-      store_shared(barriers.kept(group, warp) + 4 * lane,
-                   lane == kOwnBegin    ? own.begin
-                   : lane == kFreeBegin ? max(free_begin, own.begin)
-                   : lane == kFreeEnd   ? max(free_end, own.begin)
-                                        : all.begin - (kV.rings == 1 && all.end > all.begin ? 1 : 0));
-    __syncwarp();
-  }
-
-  // Both ends of a range share one masked loop, half the code.
-  __device__ __forceinline__ void run_sequence(const Work& work) {
-    TileRange all, own;
-    look_at_rows(work, all, own);
-    const Visible<kV> visible = visible_of<kV>(a, work);
-    i32 n = all.end - 1;
-    for (; n >= own.end; --n) pass_tile();
-    if (own.end > own.begin) {
-      first_step(visible, 0, n, n < kept(kFreeBegin));
+  // The same, where lengths come from the device. Both ends of a range share one masked loop, half the code. What there is to
+  // do is looked up where it is needed: registers are short.
+  __device__ __forceinline__ void run_sequence(u32 steps) {
+    const auto word = [steps](StepWord i) { return uniform(static_cast<i32>(load_shared(steps + 4 * i))); };
+    const Visible<kV> visible{a, 0};  // what rows see waits in shared memory
+    i32 n = word(kAllEnd) - 1;
+    for (const i32 end = word(kOwnEnd); n >= end; --n) pass_tile();
+    const bool has_own = word(kOwnEnd) > word(kOwnBegin);
+    if (has_own) {
+      first_step(visible, 0, n, n < word(kFreeBegin));
       --n;
 #pragma unroll 1
-      for (i32 masked_begin = kept(kFreeEnd);; masked_begin = kept(kOwnBegin)) {
+      for (i32 masked_begin = word(kFreeEnd);; masked_begin = word(kOwnBegin)) {
 #pragma unroll 1
-        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < kept(kFreeBegin));
-        const i32 left = n + 1 - kept(kFreeBegin);
-        if (n < kept(kOwnBegin)) break;
-        if (left <= 0) continue;
+        for (; n >= masked_begin; --n) step<true>(visible, 0, n, n < word(kFreeBegin));
+        if (n < word(kOwnBegin)) break;
 #pragma unroll 1
-        for (i32 i = left; i > 0; --i) step<false>(visible, 0, 0, false);
-        n = kept(kFreeBegin) - 1;
+        for (const i32 begin = word(kFreeBegin); n >= begin; --n) step<false>(visible, 0, 0, false);
+        if (n < word(kOwnBegin)) break;
       }
-      end_sequence(n, true);
-    } else {
-      end_sequence(n, false);
     }
+    end_sequence(n, has_own, steps);
   }
 
   // Behind the steps of a turn, if there were any: the last V, and key tiles of other consumers' rows.
-  __device__ __forceinline__ void end_sequence(i32 n, bool has_steps) {
+  __device__ __forceinline__ void end_sequence(i32 n, bool has_steps, u32 steps) {
     release(barriers.q_empty(group));
     if (has_steps) {
       last_step();
       if constexpr (kV.rings == 1) --n;
     }
-    for (const i32 end = kept(kStop); n >= end; --n) pass_tile();
+    for (const i32 stop = uniform(static_cast<i32>(load_shared(steps + 4 * kStop))); n >= stop; --n) pass_tile();
   }
 
   // With terms, which are long: one body for all steps. It begins where S has come, and ends with the products of the next.
-  __device__ __forceinline__ void run_terms(const Work& work, u32 work_at) {
-    TileRange all, own;
-    look_at_rows(work, all, own);
-    i32 n = all.end - 1;
-    for (; n >= own.end; --n) pass_tile();
-    if (own.end > own.begin) {
+  __device__ __forceinline__ void run_terms(u32 steps, u32 work_at) {
+    const auto word = [steps](StepWord i) { return uniform(static_cast<i32>(load_shared(steps + 4 * i))); };
+    i32 n = word(kAllEnd) - 1;
+    for (const i32 end = word(kOwnEnd); n >= end; --n) pass_tile();
+    const i32 own_begin = word(kOwnBegin);
+    const bool has_own = word(kOwnEnd) > own_begin;
+    if (has_own) {
       TermsOf<kV> terms(a, work_at);
       wait_k();
       wgmma_fence();
@@ -466,7 +435,7 @@ struct Consumer {
       wgmma_wait<0>();
       pin(acc_s);
       // Read once, into registers of the whole warp: looked up in the loop, they would hold up every step.
-      const i32 own_begin = kept(kOwnBegin), free_begin = kept(kFreeBegin), free_end = kept(kFreeEnd);
+      const i32 free_begin = word(kFreeBegin), free_end = word(kFreeEnd);
       bool is_first = true;
 #pragma unroll 1
       while (true) {
@@ -510,10 +479,8 @@ struct Consumer {
         wgmma_wait<1>();
         pin(acc_s);
       }
-      end_sequence(n, true);
-    } else {
-      end_sequence(n, false);
     }
+    end_sequence(n, has_own, steps);
   }
 };
 
@@ -529,22 +496,22 @@ __device__ __forceinline__ void consume(const AttentionFwdSm90Params& a, u32 sha
     q_parity ^= 1;  // and the producer's is the same again
     Work work;
     if constexpr (kV.lengths) {
-      work = load_work(barriers.sequence_work(group, q_parity));
-      if (static_cast<u32>(work.row0) == kNoMore) break;
-      clear_rows_behind<kV>(consumer.q_at, work.q_len - (work.row0 + group * 64), group);
+      const auto word = [](u32 place) { return uniform(static_cast<i32>(load_shared(place))); };
+      if (static_cast<u32>(word(barriers.sequence_work(group, q_parity))) == kNoMore) break;
+      clear_rows_behind<kV>(consumer.q_at, word(barriers.steps(group, q_parity) + 4 * kRows), group);
     } else {
       // Read by the lane that tells the producer, later, that it may be written again.
       const u32 read = consumer.lane == 0 ? load_shared(barriers.q_tile(group)) : 0;
       const u32 index = __shfl_sync(0xffffffffu, read, 0);
       if (index == kNoMore) break;
-      work = work_at<kV>(a.common, uniform(static_cast<i32>(index)));
+      work = work_at<kV>(a, uniform(static_cast<i32>(index)));
     }
     consumer.load_q();
     if constexpr (kV.lengths) {
       if constexpr (kV.terms)
-        consumer.run_terms(work, barriers.sequence_work(group, q_parity));
+        consumer.run_terms(barriers.steps(group, q_parity), barriers.sequence_work(group, q_parity));
       else
-        consumer.run_sequence(work);
+        consumer.run_sequence(barriers.steps(group, q_parity));
       work = load_work(barriers.sequence_work(group, q_parity));
     } else {
       consumer.run(work);
@@ -569,7 +536,8 @@ __global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
       mbarrier_init(barriers.v_full(i), 1), mbarrier_init(barriers.v_empty(i), 4 * kV.consumers);
     }
     for (int i = 0; i < kV.consumers; ++i) {
-      mbarrier_init(barriers.q_full(i), 1), mbarrier_init(barriers.q_empty(i), 4);
+      mbarrier_init(barriers.q_full(i), kV.lengths ? 2 : 1), mbarrier_init(barriers.q_empty(i), 4);
+      if constexpr (kV.lengths) mbarrier_init(barriers.work_full(i), 1);
     }
     fence_mbarrier_init();
   }
@@ -579,7 +547,11 @@ __global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
   const int group = uniform(threadIdx.x / 128);
   if (group == kV.consumers) {
     setmaxnreg_dec<L::kOfProducer>();
-    if (threadIdx.x < 128 * kV.consumers + 32 && elect_sync()) produce<kV>(a, shared, barriers);
+    if (threadIdx.x < 128 * kV.consumers + 32) {
+      if (elect_sync()) produce<kV>(a, shared, barriers);
+    } else if (kV.lengths && threadIdx.x < 128 * kV.consumers + 64) {
+      scout<kV>(a, barriers);
+    }
   } else {
     setmaxnreg_inc<L::kOfConsumer>();
     consume<kV>(a, shared, barriers, group);

@@ -59,10 +59,10 @@ struct AttentionFwdSm90Variant {
   int blocks = 1;     // of a multiprocessor
   int mask = kMaskNone;
   int has_lower_end = 0;  // rows do not see the first keys either
-  int lengths = 0;        // sequences' lengths and places come from the device; chunk
+  int lengths = 0;        // sequences' lengths and places come from the device; chunk; splits; heads that share a tile
   int terms = 0;          // bias, ALiBi, mask tensor, dropout, and softcap where there is one; with lengths
   int softcap = 0;        // and none of those; with lengths
-  int split = 0;          // writes f32 partials for combine
+  int split = 0;  // without lengths: writes f32 partials for combine; with them it does where partial_lse is set
 };
 
 struct AttentionFwdParams {
@@ -142,13 +142,14 @@ struct alignas(64) TensorMap {
 };
 
 constexpr int kTileBits = 24;
-// Where lengths come from the device, words of shared memory for every consumer: what it is told of its rows, of this turn
-// and the one before, the keys that each of its rows sees, and what each of its warps keeps for after a loop.
-constexpr int kSequenceWorkWords = 11, kRowWords = 2 * 64, kKeptWords = 4,
-              kSequenceWords = 2 * kSequenceWorkWords + kRowWords + 4 * kKeptWords;
+// Where lengths come from the device, words of shared memory for every consumer: which rows it has and what there is to do
+// about them, of this turn and the one before, and the keys that each of its rows sees.
+constexpr int kSequenceWorkWords = 12, kStepWords = 8, kRowWords = 2 * 64,
+              kSequenceWords = 2 * (kSequenceWorkWords + kStepWords) + kRowWords;
 
 struct AttentionFwdSm90Params {
-  // [sequence, head, row, column], boxes of 64 columns: q and out of 64 rows, k and v of tile_k
+  // [sequence, head, row, column], boxes of 64 columns: q and out of 64 rows, k and v of tile_k. Where heads of a group share
+  // a tile q and out are [sequence, row, head, column], a box has queries_each rows of rows_per_query heads.
   TensorMap q_map, k_map, v_map, out_map;
   AttentionFwdParams common;
   i32 num_work_tiles;  // tiles of rows of all heads and sequences
@@ -160,8 +161,13 @@ struct AttentionFwdSm90Params {
   // Row i sees keys j with i + lo_shift <= j < i + hi_shift: windows and offset in one, kept within 2^30 either way.
   i32 lo_shift, hi_shift;
   i32 offset;  // position of row i: i + offset
-  // Lengths: what they are for every sequence is worked out on the device.
-  i32 chunk;     // 0: off; at most 2^30
+  // Lengths: what they are for every sequence is worked out on the device, but where there is no array of them.
+  i32 lengths_known;
+  i32 chunk;  // 0: off; at most 2^30
+  // Heads that share a tile: queries of a consumer, and 2^16 / rows_per_query, rounded up. (A consumer's row r is of query
+  // r * row_to_query >> 16; all of that is 64 and 2^16 where each head has its own.)
+  i32 queries_each;
+  u32 row_to_query;
   i32 page_box;  // rows of a box of k and v where those lie in pages, the outermost dimension of their maps then; 0: off
   i32 bias_in_pairs;  // keys lie side by side, two of them on an address of their size
   // The mask tensor as pack_mask leaves it: bit j % 32 of word j / 32 of a row; strides in words, 0 where broadcast.

@@ -14,14 +14,14 @@ namespace heed::cuda {
 
 // The rows of one turn of the block's loop. Behind b: variants with lengths only.
 struct Work {
-  i32 row0, head, b;
+  i32 row0, head, b;                       // first query; first head of those that share the tile
   i32 q_begin = 0, q_len = 0, k_len = 0;   // row of query 0 in q, out and lse; queries and keys that count
   i32 written_begin = 0, written_end = 0;  // queries whose rows are written: from q_len on, padding
   i32 lo_shift = 0, hi_shift = 0;          // as in AttentionFwdSm90Params, of this sequence
   i32 offset = 0;                          // position of query i: i + offset
-  i32 split = 0;                           // of the keys; variants without lengths only
+  i32 split = 0;                           // of the keys
 };
-static_assert(sizeof(Work) == 4 * (kSequenceWorkWords + 1));
+static_assert(sizeof(Work) == 4 * kSequenceWorkWords);
 
 template <AttentionFwdSm90Variant kV>
 struct Layout {
@@ -34,16 +34,22 @@ struct Layout {
                        kBarriers = kO + (kOutStaged ? kV.consumers * kBytesO : 0);
 
   static constexpr int kThreads = 128 * (kV.consumers + 1), kTileQ = 64 * kV.consumers;
+  // Heads of a group may share a tile: rows are (query, head), query-major. (Terms differ from head to head.)
+  static constexpr bool kShares = kV.lengths && !kV.terms;
   static constexpr int kTileWords = kV.lengths ? kSequenceWords : 1;  // that say which rows a consumer's Q holds
   static constexpr int kScores = kV.tile_k / 2, kOut = kV.head_dim_v / 2,
                        kKeySteps = kV.tile_k / 16;  // registers; steps
   // What the block starts with, a thread, and what becomes of it.
   static constexpr int kShare = 65536 / (kThreads * kV.blocks) / 8 * 8, kRegisters = kShare < 248 ? kShare : 248;
-  static constexpr int kOfConsumer = kV.consumers == 1   ? (kV.blocks == 3 ? 128 : 232)
+  static constexpr int kOfConsumer = kV.consumers == 1   ? (kV.blocks == 3 ? 128
+                                                            : kV.terms     ? 232
+                                                                           : 224)
                                      : kV.consumers == 2 ? (kV.head_dim > 128 ? 240 : 232)
                                      : kV.consumers == 3 ? 160
                                                          : 112;
-  static constexpr int kOfProducer = kV.consumers == 2 && kV.head_dim <= 128 ? 40 : kV.consumers == 3 ? 32 : 24;
+  static constexpr int kOfProducer = kV.consumers == 2                                ? (kV.head_dim > 128 ? 24 : 40)
+                                     : kV.consumers == 1 && kV.terms && kV.blocks < 3 ? 24
+                                                                                      : 32;
   static_assert(kOfProducer + kV.consumers * kOfConsumer <= (kV.consumers + 1) * kRegisters,
                 "setmaxnreg would wait for ever");
 };
@@ -59,16 +65,24 @@ struct Barriers {
   HEED_DEVICE u32 q_empty(int consumer) const { return base + 8 * (4 * kV.stages + kV.consumers + consumer); }
   // Where the producer says which tile of rows a consumer's Q is of; kNoMore after the last.
   HEED_DEVICE u32 q_tile(int consumer) const {
-    return base + 8 * (4 * kV.stages + 2 * kV.consumers) + Layout<kV>::kTileWords * 4 * consumer;
+    return base + 8 * ((kV.lengths ? 3 : 2) * kV.consumers + 4 * kV.stages) + Layout<kV>::kTileWords * 4 * consumer;
   }
-  // Lengths: the same, one place for even turns and one for odd ones, so that a consumer may look again; and the keys that
-  // its rows see, [lo, hi).
+  // Lengths: the same, one place for even turns and one for odd ones, so that a consumer may look again; what there is to do,
+  // likewise; and the keys that its rows see, [lo, hi), which it has read when it gives Q back.
+  HEED_DEVICE u32 work_full(int consumer) const { return base + 8 * (4 * kV.stages + 2 * kV.consumers + consumer); }
   HEED_DEVICE u32 sequence_work(int consumer, u32 parity) const {
-    return q_tile(consumer) + parity * (4 * kSequenceWorkWords);
+    return q_tile(consumer) + parity * (4 * (kSequenceWorkWords + kStepWords));
   }
-  HEED_DEVICE u32 row_keys(int consumer, int row) const { return q_tile(consumer) + 8 * kSequenceWorkWords + 8 * row; }
-  HEED_DEVICE u32 kept(int consumer, int warp) const { return row_keys(consumer, 64) + 4 * kKeptWords * warp; }
+  HEED_DEVICE u32 steps(int consumer, u32 parity) const {
+    return sequence_work(consumer, parity) + 4 * kSequenceWorkWords;
+  }
+  HEED_DEVICE u32 row_keys(int consumer, int row) const { return sequence_work(consumer, 2) + 8 * row; }
 };
+
+// What a consumer is to do about its rows of a turn, in tiles of keys, from the last on: hand back those from kOwnEnd on, which
+// only other consumers' rows see; its own, of which those from kFreeBegin up to kFreeEnd need no mask; and hand back others down
+// to kStop. kRows: of the consumer's that are queries.
+enum StepWord : int { kAllEnd, kOwnEnd, kOwnBegin, kFreeBegin, kFreeEnd, kStop, kRows };
 
 constexpr u32 kNoMore = 0xffffffffu;
 
@@ -142,10 +156,16 @@ HEED_DEVICE TileRange tiles_between(i32 lo, i32 hi, bool has_rows) {
   const i32 begin = static_cast<u32>(lo) / kV.tile_k;
   return {begin, hi > lo && has_rows ? static_cast<i32>((static_cast<u32>(hi) + kV.tile_k - 1) / kV.tile_k) : begin};
 }
+// Whether the run writes f32 partials, for combine. (Decided at run time without lengths too, it would cost the products of
+// every step: the compiler then no longer sees that all lanes have the same descriptors.)
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE bool splits_keys(const AttentionFwdParams& p) {
+  return kV.split || (kV.lengths && p.partial_lse != nullptr);
+}
 // Those of them that the turn's split has.
 template <AttentionFwdSm90Variant kV>
 HEED_DEVICE TileRange of_split(const AttentionFwdParams& p, const Work& work, TileRange range) {
-  if constexpr (!kV.split) return range;
+  if (!splits_keys<kV>(p)) return range;
   const i32 begin = at_least(range.begin, work.split * p.split_tiles);
   return {begin, at_least(at_most(range.end, (work.split + 1) * p.split_tiles), begin)};
 }
@@ -154,18 +174,64 @@ HEED_DEVICE TileRange tiles_of_rows(const Visible<kV>& visible, i32 first, i32 l
   return tiles_between<kV>(visible.lo(first), visible.hi(last), last >= first);
 }
 
+// From rows_per_query.
+HEED_DEVICE void set_sharing(AttentionFwdSm90Params& a) {
+  const u32 sharing = a.common.rows_per_query;
+  a.queries_each = 64 / sharing, a.row_to_query = (0xffff + sharing) / sharing;
+}
+
+// Queries of a consumer and of a tile of rows; the query, counted from the consumer's first, and the head, from the turn's, of
+// a consumer's row.
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 queries_each(const AttentionFwdSm90Params& a) {
+  return Layout<kV>::kShares ? a.queries_each : 64;
+}
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 queries_of_tile(const AttentionFwdSm90Params& a) {
+  return kV.consumers * queries_each<kV>(a);
+}
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 query_of_row(const AttentionFwdSm90Params& a, i32 row) {
+  return Layout<kV>::kShares ? static_cast<i32>(static_cast<u32>(row) * a.row_to_query >> 16) : row;
+}
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 head_of_row(const AttentionFwdSm90Params& a, i32 row) {
+  return Layout<kV>::kShares ? row - query_of_row<kV>(a, row) * a.common.rows_per_query : 0;
+}
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 rows_per_query(const AttentionFwdSm90Params& a) {
+  return Layout<kV>::kShares ? a.common.rows_per_query : 1;
+}
+// Rows of a consumer that are some head's: 64 where the heads that share it divide that.
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 rows_used(const AttentionFwdSm90Params& a) {
+  return queries_each<kV>(a) * rows_per_query<kV>(a);
+}
+// Where the tensor maps of q and out find a consumer's rows, the first of them of `query`.
+struct MapPlace {
+  i32 inner, outer;
+};
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE MapPlace place_of_rows(const AttentionFwdSm90Params& a, const Work& work, i32 query) {
+  const i32 row = work.q_begin + query;
+  if (rows_per_query<kV>(a) > 1) return {work.head, row};
+  return {row, work.head};
+}
+
 // Full: rows of a head one after the other, so that blocks that run together share its K and V. Ranges: the heaviest rows
 // first, within sections of heads whose K and V fit the L2 cache together; a section that is not full comes first, as a
 // few heads' longest rows at the end would keep a few blocks busy alone.
 template <AttentionFwdSm90Variant kV>
-HEED_DEVICE Work work_at(const AttentionFwdParams& p, u32 index) {
+HEED_DEVICE Work work_at(const AttentionFwdSm90Params& a, u32 index) {
+  const AttentionFwdParams& p = a.common;
   i32 split = 0;
-  if constexpr (kV.split) {  // those of the same rows one after the other
+  if (splits_keys<kV>(p)) {  // those of the same rows one after the other
     const u32 splits = static_cast<u32>(p.max_splits);
     split = static_cast<i32>(index % splits);
     index /= splits;
   }
-  const u32 tiles = static_cast<u32>(p.num_tiles_q), heads = p.nheads_q;
+  const u32 sharing = rows_per_query<kV>(a);
+  const u32 tiles = static_cast<u32>(p.num_tiles_q), heads = p.nheads_q / sharing;
   u32 tile, batch_head;
   if (kV.mask == kMaskNone || !p.longest_first) {
     tile = index % tiles;
@@ -178,7 +244,7 @@ HEED_DEVICE Work work_at(const AttentionFwdParams& p, u32 index) {
     tile = rest / here;
     batch_head = section * section_heads + rest % here;
   }
-  Work work = {static_cast<i32>(tile * Layout<kV>::kTileQ), static_cast<i32>(batch_head % heads),
+  Work work = {static_cast<i32>(tile) * queries_of_tile<kV>(a), static_cast<i32>(batch_head % heads * sharing),
                static_cast<i32>(batch_head / heads)};
   work.split = split;
   return work;
