@@ -29,7 +29,10 @@ __device__ __forceinline__ bool packed_rows(const AttentionFwdSm90Params& a, u32
   const AttentionFwdParams& p = a.common;
   const i32 batch = static_cast<i32>(p.batch), of_tile = queries_of_tile<kV>(a);
   const u32 sharing = rows_per_query<kV>(a), heads = p.nheads_q / sharing;
-  const auto first_of = [&](i64 row, i32 b) { return static_cast<u32>(row / of_tile + b) * heads; };
+  const auto first_of = [&](i64 row, i32 b) {  // divided by a constant where that is what it is
+    const u32 place = static_cast<u32>(row);
+    return ((sharing == 1 ? place / Layout<kV>::kTileQ : place / static_cast<u32>(of_tile)) + b) * heads;
+  };
   u32 first = 0, next = 0;
   if (p.sequence_status[batch] == 0) {
     i32 b = work.b, step = 1;
