@@ -28,11 +28,6 @@ Strides4 strides4(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s
 
 // Data that the host never sees decides which rows and pages are read: looked at once, before attention.
 bool needs_check(const AttentionProblem& p) { return p.packed_q() || p.paged(); }
-// Data that may be wrong, so that a caller who asks for status gets more than zeros.
-bool may_be_bad(const AttentionProblem& p) {
-  return needs_check(p) || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0;
-}
-
 // Rows of each head that partials hold.
 int64_t partial_rows(const AttentionProblem& p, const Configuration& c) {
   return c.partial_queries > 0 ? p.batch * c.partial_queries : total_rows(p);
@@ -354,6 +349,10 @@ int64_t check_blocks(const AttentionProblem& p, const DeviceFacts& facts) {
 
 }  // namespace
 
+bool may_be_bad(const AttentionProblem& p) {
+  return needs_check(p) || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0;
+}
+
 int32_t row_align(const AttentionProblem& p) {
   int32_t align = 128;
   for (const Slot slot : {Slot::kQ, Slot::kK, Slot::kV, Slot::kOut})
@@ -409,7 +408,7 @@ std::string common_limits(const AttentionProblem& p, const DeviceFacts& facts) {
 Verdict accept_if_it_fits(const Configurations& configurations) {
   for (const Configuration& c : configurations)
     if (c.blocks > kMost31) return decline(format("would need {} blocks; the grid takes {}", c.blocks, kMost31));
-  return accept("");
+  return accept();
 }
 
 void cut_rows(const AttentionProblem& p, Configuration& c) {

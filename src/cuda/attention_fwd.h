@@ -48,6 +48,10 @@ std::string common_limits(const AttentionProblem& problem, const DeviceFacts& fa
 // Yes where the grid is one that the device takes.
 Verdict accept_if_it_fits(const Configurations& configurations);
 
+// Lengths, places or pages come from the device: data that may be wrong, so that a caller who asks for status gets more than
+// zeros.
+bool may_be_bad(const AttentionProblem& problem);
+
 // q, k, v and out: the largest power of two that divides every row's address.
 int32_t row_align(const AttentionProblem& problem);
 

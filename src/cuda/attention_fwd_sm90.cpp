@@ -28,8 +28,7 @@ bool has_terms(const AttentionProblem& p) {
 // Lengths, or the places of keys, that the host does not know; what is rarer is done where those are. (With batch_invariant
 // one kernel does a sequence alone and in any batch.)
 bool has_lengths(const AttentionProblem& p) {
-  return has_terms(p) || p.softcap || p.packed_q() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.paged() ||
-         p.cache_batch > 0 || p.chunk > 0 || p.out_dtype != p.dtype || p.batch_invariant;
+  return has_terms(p) || p.softcap || may_be_bad(p) || p.chunk > 0 || p.out_dtype != p.dtype || p.batch_invariant;
 }
 // How a configuration goes about it, beside its tile.
 struct Way {
@@ -318,8 +317,7 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
                                 q_box, heads, params.out_map));
   }
   const int64_t offset = offset_of(p);
-  params.lengths_known = !p.packed_q() && !p.packed_k() && !p.used_q && !p.used_k && !p.leftpad && !p.paged() &&
-                         p.cache_batch == 0 && c.min_rows == 0;
+  params.lengths_known = !may_be_bad(p) && c.min_rows == 0;
   params.num_work_tiles =
       static_cast<i32>(c.num_tiles_q * (c.nheads_q / c.rows_per_query) * (p.packed_q() ? 1 : c.batch) * c.max_splits);
   params.chunk = static_cast<i32>(std::min<int64_t>(p.chunk, kFarthest));

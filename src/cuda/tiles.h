@@ -157,8 +157,8 @@ constexpr int shared_bytes(const AttentionFwdSm90Tile& t, bool lengths = false) 
          8 * (4 * t.stages + (lengths ? 3 : 2) * t.consumers) + 4 * t.consumers * (lengths ? kSequenceWords : 1);
 }
 
-// Where a turn is short, what the variant with lengths adds to it counts: 51 queries and 867 keys of D 256 14.3 us with it,
-// 12.4 us without. Those tiles have a variant for splits alone.
+// Where a turn is short, what the variant with lengths adds to it counts: 51 queries and 867 keys of D 256 12.5 us without it,
+// 14.3 us with it in another run. Those tiles have a variant for splits alone.
 constexpr bool splits_alone(const AttentionFwdSm90Tile& t) {
   return t.ranges && !t.terms && (t.head_dim == 256 || (t.head_dim == 64 && t.blocks == 3));
 }
