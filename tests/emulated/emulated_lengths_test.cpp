@@ -142,19 +142,21 @@ TEST(EmulatedSm90Lengths, BadSequences) {
 
 // Sequences of few queries are another kernel's: only their padding is written.
 TEST(EmulatedSm90Lengths, ThoseOfAnotherKernel) {
-  const Case c = {.batch = 4,
-                  .nheads_q = 4,
-                  .nheads_kv = 2,
-                  .seqlen_q = 100,
-                  .seqlen_k = 130,
-                  .head_dim = 64,
-                  .head_dim_v = 64,
-                  .right = 0,
-                  .used_q = {4, 100, 0, 5},
-                  .used_k = {130, 100, 0, 60},
-                  .min_rows = 9};
+  Case c = {.batch = 4,
+            .nheads_q = 4,
+            .nheads_kv = 2,
+            .seqlen_q = 100,
+            .seqlen_k = 130,
+            .head_dim = 64,
+            .head_dim_v = 64,
+            .right = 0,
+            .used_q = {4, 100, 0, 5},
+            .used_k = {130, 100, 0, 60},
+            .min_rows = 9};
   EXPECT_EQ(failure_of<kD64Short>(c, 11), "");
   EXPECT_EQ(failure_of<kD64>(c, 12), "");
+  c.shares = true;  // heads of a group in one tile
+  EXPECT_EQ(failure_of<kD64>(c, 13), "");
 }
 
 // The same problem with threads, copies and products in another order each time.

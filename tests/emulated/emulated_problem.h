@@ -22,9 +22,10 @@ inline unsigned char smem[16];  // emulated::shared is what addresses mean
 namespace heed::cuda {
 
 // Tiles that several of these tests run, and what is added to them.
-constexpr AttentionFwdSm90Variant kTile64 = {.is_bf16 = 1, .consumers = 4, .tile_k = 64, .stages = 4},
-                                  kTile256 = {
-                                      .is_bf16 = 1, .head_dim = 256, .head_dim_v = 256, .tile_k = 64, .rings = 2};
+constexpr AttentionFwdSm90Variant
+    kTile64 = {.is_bf16 = 1, .consumers = 4, .tile_k = 64, .stages = 4},
+    kTile128Low = {.head_dim = 128, .head_dim_v = 128, .consumers = 1, .tile_k = 64, .q_in_registers = 1, .blocks = 2},
+    kTile256 = {.is_bf16 = 1, .head_dim = 256, .head_dim_v = 256, .tile_k = 64, .rings = 2};
 constexpr AttentionFwdSm90Variant with_ranges(AttentionFwdSm90Variant v) {
   v.mask = kMaskRange, v.has_lower_end = 1;
   return v;

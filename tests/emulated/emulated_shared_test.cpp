@@ -7,13 +7,7 @@ namespace heed::cuda {
 namespace {
 
 constexpr AttentionFwdSm90Variant kD64 = with_lengths(kTile64), kD64Cap = with_softcap(kTile64),
-                                  kD128 = with_lengths({.head_dim = 128,
-                                                        .head_dim_v = 128,
-                                                        .consumers = 1,
-                                                        .tile_k = 64,
-                                                        .q_in_registers = 1,
-                                                        .blocks = 2}),
-                                  kD256 = with_lengths(kTile256);
+                                  kD128 = with_lengths(kTile128Low), kD256 = with_lengths(kTile256);
 
 // Groups that divide 64 and groups that leave rows over, one of them larger than half of it.
 TEST(EmulatedSm90Shared, Groups) {
@@ -89,23 +83,6 @@ TEST(EmulatedSm90Shared, Splits) {
   for (unsigned seed = 5; seed < 8; ++seed) EXPECT_EQ(failure_of<kD128>(c, seed), "");
   c.head_dim = c.head_dim_v = 64, c.seqlen_q = 60, c.used_q = {60, 50};
   EXPECT_EQ(failure_of<kD64>(c, 8), "");
-}
-
-// Sequences of few queries are another kernel's: only their padding is written.
-TEST(EmulatedSm90Shared, ThoseOfAnotherKernel) {
-  const Case c = {.batch = 3,
-                  .nheads_q = 4,
-                  .nheads_kv = 2,
-                  .seqlen_q = 50,
-                  .seqlen_k = 130,
-                  .head_dim = 64,
-                  .head_dim_v = 64,
-                  .right = 0,
-                  .used_q = {4, 50, 5},
-                  .used_k = {130, 100, 60},
-                  .min_rows = 9,
-                  .shares = true};
-  EXPECT_EQ(failure_of<kD64>(c, 9), "");
 }
 
 }  // namespace

@@ -6,13 +6,11 @@
 namespace heed::cuda {
 namespace {
 
-constexpr AttentionFwdSm90Variant
-    kD64 = with_lengths(kTile64),
-    kD128 = with_lengths(
-        {.head_dim = 128, .head_dim_v = 128, .consumers = 1, .tile_k = 64, .q_in_registers = 1, .blocks = 2}),
-    kD64Alone = with_split({.is_bf16 = 1, .consumers = 1, .tile_k = 64, .stages = 3, .blocks = 3}),
-    kD256 = with_lengths(kTile256), kD256Alone = with_split(kTile256),
-    kTerms = with_terms({.is_bf16 = 1, .consumers = 3, .tile_k = 64, .stages = 4});
+constexpr AttentionFwdSm90Variant kD64 = with_lengths(kTile64), kD128 = with_lengths(kTile128Low),
+                                  kD64Alone = with_split(
+                                      {.is_bf16 = 1, .consumers = 1, .tile_k = 64, .stages = 3, .blocks = 3}),
+                                  kD256 = with_lengths(kTile256), kD256Alone = with_split(kTile256),
+                                  kTerms = with_terms({.is_bf16 = 1, .consumers = 3, .tile_k = 64, .stages = 4});
 
 TEST(EmulatedSm90Split, Merged) {
   Case c = {.batch = 2,

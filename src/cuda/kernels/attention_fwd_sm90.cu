@@ -388,7 +388,7 @@ struct Consumer {
   // The same, where lengths come from the device. Both ends of a range share one masked loop, half the code. What there is to
   // do is looked up where it is needed: registers are short.
   __device__ __forceinline__ void run_sequence(u32 steps) {
-    const auto word = [steps](StepWord i) { return uniform(static_cast<i32>(load_shared(steps + 4 * i))); };
+    const auto word = [steps](StepWord i) { return step_word(steps, i); };
     const Visible<kV> visible{a, 0};  // what rows see waits in shared memory
     i32 n = word(kAllEnd) - 1;
     for (const i32 end = word(kOwnEnd); n >= end; --n) pass_tile();
@@ -416,12 +416,12 @@ struct Consumer {
       last_step();
       if constexpr (kV.rings == 1) --n;
     }
-    for (const i32 stop = uniform(static_cast<i32>(load_shared(steps + 4 * kStop))); n >= stop; --n) pass_tile();
+    for (const i32 stop = step_word(steps, kStop); n >= stop; --n) pass_tile();
   }
 
   // With terms, which are long: one body for all steps. It begins where S has come, and ends with the products of the next.
   __device__ __forceinline__ void run_terms(u32 steps, u32 work_at) {
-    const auto word = [steps](StepWord i) { return uniform(static_cast<i32>(load_shared(steps + 4 * i))); };
+    const auto word = [steps](StepWord i) { return step_word(steps, i); };
     i32 n = word(kAllEnd) - 1;
     for (const i32 end = word(kOwnEnd); n >= end; --n) pass_tile();
     const i32 own_begin = word(kOwnBegin);
@@ -496,9 +496,9 @@ __device__ __forceinline__ void consume(const AttentionFwdSm90Params& a, u32 sha
     q_parity ^= 1;  // and the producer's is the same again
     Work work;
     if constexpr (kV.lengths) {
-      const auto word = [](u32 place) { return uniform(static_cast<i32>(load_shared(place))); };
-      if (static_cast<u32>(word(barriers.sequence_work(group, q_parity))) == kNoMore) break;
-      clear_rows_behind<kV>(consumer.q_at, word(barriers.steps(group, q_parity) + 4 * kRows), group);
+      const i32 row0 = uniform(static_cast<i32>(load_shared(barriers.sequence_work(group, q_parity))));
+      if (static_cast<u32>(row0) == kNoMore) break;
+      clear_rows_behind<kV>(consumer.q_at, step_word(barriers.steps(group, q_parity), kRows), group);
     } else {
       // Read by the lane that tells the producer, later, that it may be written again.
       const u32 read = consumer.lane == 0 ? load_shared(barriers.q_tile(group)) : 0;

@@ -53,7 +53,7 @@ __device__ __forceinline__ void redo_rows(const AttentionFwdSm90Params& a, const
     w.offset = a.offset;
   }
   w.tile_end = w.k_len / kV.tile_k + 1;
-  if (writes_partials<kScalar>(p)) {
+  if (splits_keys<kV>(p)) {
     w.split = work.split;
     w.tile_begin = w.split * p.split_tiles, w.tile_end = w.tile_begin + p.split_tiles;
   }

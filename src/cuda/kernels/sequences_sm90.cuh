@@ -177,14 +177,16 @@ __device__ __forceinline__ void scout_rows(const AttentionFwdSm90Params& a, cons
   const i32 free_begin = at_least((at(lo, 3) + kV.tile_k - 1) / kV.tile_k, own.begin);
   const i32 free_end = at_least(at(hi, 2) / kV.tile_k, own.begin);
   const i32 stop = all.begin - (kV.rings == 1 && all.end > all.begin ? 1 : 0);
-  const u32 place = barriers.steps(consumer, parity) + 4 * lane;
   const i32 words[] = {all.end, own.end, own.begin, free_begin, free_end, stop, (last + 1 - first) * rows_per_query<kV>(a)};
   static_assert(sizeof words <= 4 * kStepWords);  // in the order of StepWord
-  i32 mine = words[6];
+  if (lane != 0) return;
 #pragma unroll
-  for (int i = 0; i < 6; ++i)
-    if (lane == i) mine = words[i];
-  if (lane < 7) store_shared(place, mine);
+  for (int i = 0; i < static_cast<int>(sizeof words / 4); ++i)
+    store_shared(barriers.steps(consumer, parity) + 4 * i, static_cast<u32>(words[i]));
+}
+// By a whole warp. `steps`: where the scout has left them.
+__device__ __forceinline__ i32 step_word(u32 steps, StepWord word) {
+  return uniform(static_cast<i32>(load_shared(steps + 4 * word)));
 }
 // Of every turn of every consumer.
 template <AttentionFwdSm90Variant kV>
