@@ -1,13 +1,12 @@
 #include "attention_files.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <limits>
 #include <optional>
 
+#include "format.h"
 #include "job.h"
 
 namespace heed::cli {
@@ -73,7 +72,7 @@ Tensor prepare(Tensor tensor, Kind kind, std::optional<ElementType> dtype, Eleme
   }
   if (tensor.type != ElementType::kBool) {
     throw FileError(
-        fmt::format("a mask is bool (true: may attend), not {}; additive masks are --bias", element_name(tensor.type)));
+        cli::format("a mask is bool (true: may attend), not {}; additive masks are --bias", element_name(tensor.type)));
   }
   return tensor;
 }
@@ -82,7 +81,7 @@ int32_t layout_value(const std::string& name, const char* option) {
   if (name == "bshd") return HEED_LAYOUT_BSHD;
   if (name == "bhsd") return HEED_LAYOUT_BHSD;
   if (name == "thd") return HEED_LAYOUT_THD;
-  throw UsageError(fmt::format("{} is '{}'; allowed are bshd, bhsd and thd", option, name));
+  throw UsageError(cli::format("{} is '{}'; allowed are bshd, bhsd and thd", option, name));
 }
 
 template <class T>
@@ -135,8 +134,8 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
       if (std::find(names.begin(), names.end(), name) != names.end()) refs[known.name] = {file.path, name};
     }
     if (refs.size() == before) {
-      throw FileError(fmt::format("{}: none of its tensors is named {}q, {}k, {}v, ...; it holds: {}", file.path,
-                                  file.name, file.name, file.name, fmt::join(names, ", ")));
+      throw FileError(cli::format("{}: none of its tensors is named {}q, {}k, {}v, ...; it holds: {}", file.path,
+                                  file.name, file.name, file.name, listed(names)));
     }
   }
   for (const auto& [name, ref] : files.tensors) refs[name] = parse_tensor_ref(ref);
@@ -145,7 +144,7 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
   for (const char* name : {"q", "k", "v", "dout"}) {
     if (!refs.contains(name) && (files.backward || std::string_view(name) != "dout"))
       throw UsageError(
-          fmt::format("there is no {}: give --{} FILE[:NAME], or --input FILE with a tensor {}", name, name, name));
+          cli::format("there is no {}: give --{} FILE[:NAME], or --input FILE with a tensor {}", name, name, name));
   }
   const std::optional<ElementType> dtype = named_type(files.dtype);
   for (const Input& input : kInputs) {
@@ -157,13 +156,13 @@ void LoadedAttention::read_tensors(const AttentionFiles& files) {
       const ElementType q_type = inputs_.contains("q") ? inputs_.at("q").type : tensor.type;
       inputs_[input.name] = prepare(std::move(tensor), input.kind, dtype, q_type);
     } catch (const FileError& error) {
-      throw FileError(fmt::format("{}: {}: {}", source, input.name, error.what()));
+      throw FileError(cli::format("{}: {}: {}", source, input.name, error.what()));
     }
     sources_.emplace_back(input.name, source);
   }
   if (inputs_.at("q").type == ElementType::kF64) {
     throw FileError(
-        fmt::format("{}: q is f64, which only the reference computes; add --dtype f32 (or bf16, f16)", source_of("q")));
+        cli::format("{}: q is f64, which only the reference computes; add --dtype f32 (or bf16, f16)", source_of("q")));
   }
 }
 
@@ -195,7 +194,7 @@ void LoadedAttention::fit_shapes() {
     constexpr const char* kForms[] = {"bshd [batch, seqlen, heads, head_dim]", "bhsd [batch, heads, seqlen, head_dim]",
                                       "thd [total, heads, head_dim]"};
     throw FileError(
-        fmt::format("{}: {} has shape {}, which is no {}", source_of(name), name, shape_text(shape), kForms[layout]));
+        cli::format("{}: {} has shape {}, which is no {}", source_of(name), name, shape_text(shape), kForms[layout]));
   }
 }
 
@@ -212,7 +211,7 @@ void LoadedAttention::set_options(const AttentionFiles& files) {
     const char* end = files.offset.data() + files.offset.size();
     const auto [at, error] = std::from_chars(files.offset.data(), end, arguments_.q_offset);
     if (error != std::errc() || at != end)
-      throw UsageError(fmt::format("--offset is '{}'; allowed are top and whole numbers", files.offset));
+      throw UsageError(cli::format("--offset is '{}'; allowed are top and whole numbers", files.offset));
     arguments_.offset_kind = HEED_OFFSET_GIVEN;
   }
   arguments_.chunk = files.chunk;

@@ -1,10 +1,9 @@
 #include "attention_map.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "format.h"
 #include "job.h"
 
 namespace heed::cli {
@@ -85,8 +84,8 @@ Tensor attention_map(const heed_attention_args& arguments, int64_t batch, int64_
   const int64_t sequences = packed ? arguments.cu_seqlens_q.shape[0] - 1 : arguments.q.shape[0];
   const int64_t heads = arguments.q.shape[head_dim_of(arguments.layout_q)];
   if (batch < 0 || batch >= sequences)
-    throw UsageError(fmt::format("--batch is {}; there are {} sequences, from 0", batch, sequences));
-  if (head < 0 || head >= heads) throw UsageError(fmt::format("--head is {}; there are {} heads, from 0", head, heads));
+    throw UsageError(cli::format("--batch is {}; there are {} sequences, from 0", batch, sequences));
+  if (head < 0 || head >= heads) throw UsageError(cli::format("--head is {}; there are {} heads, from 0", head, heads));
 
   const Place queries = place_of(arguments.cu_seqlens_q, arguments.q, arguments.layout_q, batch);
   const Place keys = place_of(arguments.cu_seqlens_k, arguments.k, arguments.layout_kv, batch);

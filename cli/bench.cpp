@@ -1,10 +1,10 @@
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <deque>
 #include <set>
 
 #include "bench.h"
+#include "format.h"
 #include "machine_facts.h"
 #include "probe.h"
 #include "timing.h"
@@ -58,7 +58,7 @@ std::deque<Cell> make_cells(const Job& job, const BenchRequest& request, const s
 void time_cells(std::deque<Cell>& cells, const BenchRequest& request, const std::string& title, Progress& progress) {
   for (Cell& cell : cells) cell.calls = calls_per_sample(request.min_time_ms * 1e3, [&] { cell.planned.run(); });
   for (int sample = 0; sample < request.samples; ++sample) {
-    progress.show(fmt::format("{} sample {}/{}", title, sample + 1, request.samples));
+    progress.show(cli::format("{} sample {}/{}", title, sample + 1, request.samples));
     for (size_t i = 0; i < cells.size(); ++i) {
       Cell& cell = cells[sample % 2 == 0 ? i : cells.size() - 1 - i];
       cell.planned.run();  // its data and code are warm again, whatever ran before it
@@ -143,18 +143,18 @@ nlohmann::json to_json(const BenchRequest& request, const std::vector<Row>& rows
 void print_table(const std::vector<Row>& rows, const Ceilings& ceilings, const HostTimes& host) {
   Table table({"problem", "impl", "threads", "median", "p10", "p90", "GFLOP/s", "% peak", "GB/s", "% read"}, 2);
   for (const Row& row : rows) {
-    table.add({row.problem, row.impl, fmt::format("{}", row.threads), time_text(row.timing.median_us),
-               time_text(row.timing.p10_us), time_text(row.timing.p90_us), fmt::format("{:.1f}", row.gflops),
-               fmt::format("{:.1f}", 100 * row.gflops / ceilings.peak_gflops.at(row.threads)),
-               fmt::format("{:.2f}", row.gbs),
-               fmt::format("{:.1f}", 100 * row.gbs / ceilings.read_gbs.at(row.threads))});
+    table.add({row.problem, row.impl, cli::format("{}", row.threads), time_text(row.timing.median_us),
+               time_text(row.timing.p10_us), time_text(row.timing.p90_us), cli::format("{:.1f}", row.gflops),
+               cli::format("{:.1f}", 100 * row.gflops / ceilings.peak_gflops.at(row.threads)),
+               cli::format("{:.2f}", row.gbs),
+               cli::format("{:.1f}", 100 * row.gbs / ceilings.read_gbs.at(row.threads))});
   }
-  fmt::print("{}\n", table.text());
+  cli::print("{}\n", table.text());
   for (const auto& [threads, peak] : ceilings.peak_gflops) {
-    fmt::print("peak on {} thread{}: {:.0f} GFLOP/s of f32 multiply-adds, {:.1f} GB/s read from memory\n", threads,
+    cli::print("peak on {} thread{}: {:.0f} GFLOP/s of f32 multiply-adds, {:.1f} GB/s read from memory\n", threads,
                threads == 1 ? "" : "s", peak, ceilings.read_gbs.at(threads));
   }
-  fmt::print("host, 1 query and 1 key: {} to run a plan, {} a call with its plan cached, {} to make a plan\n",
+  cli::print("host, 1 query and 1 key: {} to run a plan, {} a call with its plan cached, {} to make a plan\n",
              time_text(host.run.median_us), time_text(host.call.median_us), time_text(host.plan.median_us));
 }
 
@@ -191,7 +191,7 @@ int run_bench(const BenchRequest& request) {
   progress.show("the library's own time");
   const HostTimes host = time_host(request.samples);
   for (size_t i = 0; i < lines.size(); ++i) {
-    const std::string title = fmt::format("{}/{} {}:", i + 1, lines.size(), lines[i]);
+    const std::string title = cli::format("{}/{} {}:", i + 1, lines.size(), lines[i]);
     progress.show(title + " making inputs");
     try {
       const Job job(lines[i]);
@@ -207,7 +207,7 @@ int run_bench(const BenchRequest& request) {
       time_cells(cells, request, title, progress);
       for (const Cell& cell : cells) rows.push_back(make_row(cell, lines[i]));
     } catch (const Failure& failure) {
-      failures.push_back(fmt::format("{}: {}", lines[i], failure.what()));
+      failures.push_back(cli::format("{}: {}", lines[i], failure.what()));
     }
   }
   if (!rows.empty()) {
@@ -218,7 +218,7 @@ int run_bench(const BenchRequest& request) {
   if (!rows.empty() || gpu_rows.empty()) print_table(rows, ceilings, host);
   print_gpu_table(gpu_rows, request);
   if (!request.json.empty()) write_json(request.json, to_json(request, rows, ceilings, host, gpu_rows));
-  for (const std::string& failure : failures) fmt::print(stderr, "heed: {}\n", failure);
+  for (const std::string& failure : failures) cli::print(stderr, "heed: {}\n", failure);
   return failures.empty() ? 0 : 1;
 }
 

@@ -1,7 +1,7 @@
 // `heed bench` for problem lines on a GPU: the library's own timing, from replayed graphs.
-#include <fmt/format.h>
 
 #include "bench.h"
+#include "format.h"
 
 namespace heed::cli {
 namespace {
@@ -50,12 +50,12 @@ void print_gpu_table(const std::vector<GpuRow>& rows, const BenchRequest& reques
   Table table({"problem", "impl", "median", "p10", "p90", "TFLOP/s", "TB/s", "host run", "host call", "workspace"}, 2);
   for (const GpuRow& row : rows) {
     table.add({row.problem, row.impl, time_text(row.timing.median_us), time_text(row.timing.p10_us),
-               time_text(row.timing.p90_us), fmt::format("{:.1f}", row.tflops), fmt::format("{:.2f}", row.tbs),
+               time_text(row.timing.p90_us), cli::format("{:.1f}", row.tflops), cli::format("{:.2f}", row.tbs),
                time_text(row.timing.host_run_us), time_text(row.timing.host_call_us),
                bytes_text(static_cast<double>(row.workspace_bytes))});
   }
-  fmt::print("{}\n", table.text());
-  fmt::print("{}, {}: a run of a plan on the device, its host time, and the host time of a call with its plan cached\n",
+  cli::print("{}\n", table.text());
+  cli::print("{}, {}: a run of a plan on the device, its host time, and the host time of a call with its plan cached\n",
              rows.front().device, request.hot ? "hot" : "rested");
 }
 

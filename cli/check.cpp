@@ -1,9 +1,9 @@
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "commands.h"
+#include "format.h"
 #include "job.h"
 #include "report.h"
 
@@ -68,8 +68,8 @@ std::vector<std::string> row(const Outcome& outcome) {
   std::string share = "-", name = "-", why = outcome.why;
   if (worst != nullptr) {
     name = worst->name;
-    share = worst->max_bound > 0 ? fmt::format("{:.3f}", worst->max_error / worst->max_bound)
-                                 : fmt::format("{:.3g}/0", worst->max_error);
+    share = worst->max_bound > 0 ? cli::format("{:.3f}", worst->max_error / worst->max_bound)
+                                 : cli::format("{:.3g}/0", worst->max_error);
     why = worst->reason;
   }
   return {outcome.line, outcome.impl.empty() ? "-" : outcome.impl, name, outcome.passed ? "ok" : "FAILED", share, why};
@@ -97,7 +97,7 @@ int run_check(const CheckRequest& request) {
   Progress progress;
   int passed = 0, failed = 0;
   for (size_t i = 0; i < lines.size(); ++i) {
-    progress.show(fmt::format("{}/{} {}", i + 1, lines.size(), lines[i]));
+    progress.show(cli::format("{}/{} {}", i + 1, lines.size(), lines[i]));
     for (const Outcome& outcome : check_line(lines[i], request)) {
       ++(outcome.passed ? passed : failed);
       table.add(row(outcome));
@@ -109,11 +109,11 @@ int run_check(const CheckRequest& request) {
   }
   progress.clear();
   if (request.json) {
-    fmt::print(
+    cli::print(
         "{}\n",
         nlohmann::json{{"heed", heed_version()}, {"passed", passed}, {"failed", failed}, {"rows", rows}}.dump(2));
   } else {
-    fmt::print("{}\n{} passed, {} failed\n", table.text(), passed, failed);
+    cli::print("{}\n{} passed, {} failed\n", table.text(), passed, failed);
   }
   return failed > 0 ? 1 : 0;
 }

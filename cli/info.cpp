@@ -1,8 +1,8 @@
-#include <fmt/format.h>
 
 #include <sstream>
 
 #include "commands.h"
+#include "format.h"
 #include "library.h"
 #include "machine_facts.h"
 #include "report.h"
@@ -75,7 +75,7 @@ int print_json() {
   const nlohmann::json all = {
       {"heed", heed_version()},       {"abi", heed_abi_version()},          {"machine", machine_facts()},
       {"gpu", gpu_json(info_text())}, {"implementations", implementations}, {"config", config}};
-  fmt::print("{}\n", all.dump(2));
+  cli::print("{}\n", all.dump(2));
   return 0;
 }
 
@@ -84,8 +84,8 @@ int print_json() {
 int run_info(const InfoRequest& request) {
   if (request.json) return print_json();
   const std::string text = info_text();
-  fmt::print("{}", text);
-  if (!text.ends_with('\n')) fmt::print("\n");
+  cli::print("{}", text);
+  if (!text.ends_with('\n')) cli::print("\n");
   return 0;
 }
 
@@ -99,7 +99,7 @@ int run_explain(const ExplainRequest& request) {
     planned = heed_plan_create(problem.get(), &options, &plan) == HEED_OK && planned;  // the explanation says why not
     heed_plan_destroy(plan);
     if (!request.json) {
-      fmt::print("{}\n", read_text([&](char* buffer, size_t bytes, size_t* needed) {
+      cli::print("{}\n", read_text([&](char* buffer, size_t bytes, size_t* needed) {
                    return heed_explain(problem.get(), &options, buffer, bytes, needed);
                  }));
       continue;
@@ -117,7 +117,7 @@ int run_explain(const ExplainRequest& request) {
                    {"bytes", heed_problem_bytes(problem.get())},
                    {"verdicts", rows}});
   }
-  if (request.json) fmt::print("{}\n", all.dump(2));
+  if (request.json) cli::print("{}\n", all.dump(2));
   return planned ? 0 : 1;
 }
 

@@ -1,9 +1,9 @@
 #include "job.h"
 
-#include <fmt/format.h>
-
 #include <cstring>
 #include <utility>
+
+#include "format.h"
 
 namespace heed::cli {
 namespace {
@@ -200,7 +200,7 @@ ElementType type_of(heed_dtype dtype) {
     case HEED_DTYPE_BF16: return ElementType::kBf16;
     case HEED_DTYPE_F32: return ElementType::kF32;
     case HEED_DTYPE_F64: return ElementType::kF64;
-    default: throw Failure(fmt::format("a tensor of dtype {} cannot be written to a file", heed_dtype_name(dtype)));
+    default: throw Failure(cli::format("a tensor of dtype {} cannot be written to a file", heed_dtype_name(dtype)));
   }
 }
 
@@ -239,7 +239,7 @@ Tensor copy_view(const heed_tensor& view, heed_device device, int32_t device_ind
 
 heed_tensor view_of(Tensor& tensor) {
   if (tensor.shape.size() > HEED_MAX_DIMS) {
-    throw Failure(fmt::format("shape {} has more than {} dimensions", shape_text(tensor.shape), HEED_MAX_DIMS));
+    throw Failure(cli::format("shape {} has more than {} dimensions", shape_text(tensor.shape), HEED_MAX_DIMS));
   }
   heed_tensor view = {};
   view.data = tensor.data.data();

@@ -1,7 +1,5 @@
 #include "machine_facts.h"
 
-#include <fmt/chrono.h>
-#include <fmt/format.h>
 #include <sched.h>
 #include <sys/utsname.h>
 #include <unistd.h>
@@ -12,6 +10,8 @@
 #include <set>
 #include <sstream>
 #include <thread>
+
+#include "format.h"
 
 namespace heed::cli {
 namespace {
@@ -67,9 +67,15 @@ nlohmann::json machine_facts() {
           {"last_cache_bytes", last_cache_bytes()},
           {"memory_bytes", memory},
           {"arch", system.machine},
-          {"system", fmt::format("{} {}", system.sysname, system.release)}};
+          {"system", cli::format("{} {}", system.sysname, system.release)}};
 }
 
-std::string utc_date() { return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr))); }
+std::string utc_date() {
+  const std::time_t now = std::time(nullptr);
+  std::tm utc = {};
+  ::gmtime_r(&now, &utc);
+  char text[sizeof "2026-01-31T23:59:59Z"];
+  return {text, std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", &utc)};
+}
 
 }  // namespace heed::cli

@@ -1,15 +1,16 @@
 // heed on the command line: what each command is asked is declared here, what it does is in the file of its name.
-#include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <new>
 
 #include "commands.h"
+#include "format.h"
 #include "library.h"
 
 namespace {
 
+namespace cli = heed::cli;
 using namespace heed::cli;
 
 constexpr const char* kProblemHelp =
@@ -25,14 +26,14 @@ void add_device(CLI::App* command, std::string& device, const std::string& also,
     const bool is_index =
         text.starts_with("cuda:") && text.size() > 5 && text.find_first_not_of("0123456789", 5) == std::string::npos;
     if (text == "cpu" || text == "cuda" || is_index || (!also.empty() && text == also)) return std::string();
-    return fmt::format("is '{}'; allowed are {}{}cpu, cuda and cuda:N", text, also, also.empty() ? "" : ", ");
+    return cli::format("is '{}'; allowed are {}{}cpu, cuda and cuda:N", text, also, also.empty() ? "" : ", ");
   };
   command->add_option("--device", device, what)->check(CLI::Validator(check, "DEVICE"))->type_name("DEVICE");
 }
 
 CLI::App* add_command(CLI::App& app, const char* name, const char* what, const char* examples) {
   CLI::App* command = app.add_subcommand(name, what);
-  command->footer(fmt::format("Examples:\n{}", examples));
+  command->footer(cli::format("Examples:\n{}", examples));
   return command;
 }
 
@@ -82,7 +83,7 @@ void add_tensor_options(CLI::App* command, AttentionFiles& files) {
     std::replace(name.begin(), name.end(), '-', '_');
     command
         ->add_option_function<std::string>(
-            fmt::format("--{}", flag), [&files, name](const std::string& ref) { files.tensors[name] = ref; }, what)
+            cli::format("--{}", flag), [&files, name](const std::string& ref) { files.tensors[name] = ref; }, what)
         ->type_name("FILE[:NAME]")
         ->group("Tensors");
   }
@@ -224,7 +225,7 @@ void add_warm(CLI::App& app, WarmRequest& request) {
 }
 
 int complain(const std::string& sentence, int code) {
-  fmt::print(stderr, "heed: {}\n", sentence);
+  cli::print(stderr, "heed: {}\n", sentence);
   return code;
 }
 
@@ -263,18 +264,18 @@ int main(int argc, char** argv) {
   add_bench(app, requests.bench);
   add_warm(app, requests.warm);
   for (int i = 0; i < argc; ++i)
-    requests.bench.command += fmt::format("{}{}", i > 0 ? " " : "", i > 0 ? argv[i] : "heed");
+    requests.bench.command += cli::format("{}{}", i > 0 ? " " : "", i > 0 ? argv[i] : "heed");
   try {
     const auto is_named = [&](const CLI::App* command) { return argc > 1 && command->check_name(argv[1]); };
     if (argc > 1 && argv[1][0] != '-' && app.get_subcommands(is_named).empty()) {
       return complain(
-          fmt::format("there is no command '{}'; there are info, explain, run, check, bench and warm", argv[1]), 2);
+          cli::format("there is no command '{}'; there are info, explain, run, check, bench and warm", argv[1]), 2);
     }
     app.parse(argc, argv);
     return dispatch(app, requests);
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == 0) return app.exit(error);  // --help, --version
-    return complain(fmt::format("{} (heed --help)", error.what()), 2);
+    return complain(cli::format("{} (heed --help)", error.what()), 2);
   } catch (const UsageError& error) {
     return complain(error.what(), 2);
   } catch (const std::bad_alloc&) {

@@ -1,13 +1,12 @@
 #include "npy.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstring>
 #include <optional>
 
+#include "format.h"
 #include "input_file.h"
 
 namespace heed::cli {
@@ -26,7 +25,7 @@ constexpr Descriptor kDescriptors[] = {
     {"V2", ElementType::kBf16},  {"?", ElementType::kBool},
 };
 
-[[noreturn]] void malformed(std::string_view why) { throw FileError(fmt::format("its .npy header {}", why)); }
+[[noreturn]] void malformed(std::string_view why) { throw FileError(cli::format("its .npy header {}", why)); }
 
 // Reads the header's dictionary, a Python literal, left to right.
 class HeaderText {
@@ -49,7 +48,7 @@ class HeaderText {
         header.shape = tuple();
         has_shape = true;
       } else {
-        malformed(fmt::format("has '{}' twice, or it does not belong there", key));
+        malformed(cli::format("has '{}' twice, or it does not belong there", key));
       }
       if (!take(',') && peek() != '}') malformed("lacks a comma or a closing brace");
     }
@@ -70,12 +69,12 @@ class HeaderText {
     return true;
   }
   void expect(char c) {
-    if (!take(c)) malformed(fmt::format("lacks a '{}' at character {}", c, at_));
+    if (!take(c)) malformed(cli::format("lacks a '{}' at character {}", c, at_));
   }
 
   std::string quoted() {
     const char quote = peek();
-    if (quote != '\'' && quote != '"') malformed(fmt::format("lacks a quoted name at character {}", at_));
+    if (quote != '\'' && quote != '"') malformed(cli::format("lacks a quoted name at character {}", at_));
     const size_t end = text_.find(quote, at_ + 1);
     if (end == std::string_view::npos) malformed("has a quote that does not end");
     const std::string_view content = text_.substr(at_ + 1, end - at_ - 1);
@@ -110,7 +109,7 @@ class HeaderText {
       int64_t value = -1;
       const auto [end, error] = std::from_chars(text_.data() + at_, text_.data() + text_.size(), value);
       if (error != std::errc() || value < 0)
-        malformed(fmt::format("has a shape entry that is no size at character {}", at_));
+        malformed(cli::format("has a shape entry that is no size at character {}", at_));
       at_ = static_cast<size_t>(end - text_.data());
       if (at_ < text_.size() && text_[at_] == 'L') ++at_;  // Python 2 wrote its long integers so
       values.push_back(value);
@@ -126,10 +125,10 @@ class HeaderText {
     }
     if (text.starts_with('>')) {
       throw FileError(
-          fmt::format("its elements are big-endian ('{}'); save it with .astype('<{}')", text, text.substr(1)));
+          cli::format("its elements are big-endian ('{}'); save it with .astype('<{}')", text, text.substr(1)));
     }
     throw FileError(
-        fmt::format("its dtype is '{}'; heed reads float16, float32, float64, int32, int64, bool, and bfloat16 "
+        cli::format("its dtype is '{}'; heed reads float16, float32, float64, int32, int64, bool, and bfloat16 "
                     "as '<V2'",
                     text));
   }
@@ -163,11 +162,11 @@ void reorder(Tensor& tensor) {
 void check_data_bytes(const NpyHeader& header, uint64_t file_bytes) {
   const uint64_t have = file_bytes - header.data_offset;
   if (have < header.data_bytes) {
-    throw FileError(fmt::format("it is truncated: shape {} of {} needs {} bytes, {} are there",
+    throw FileError(cli::format("it is truncated: shape {} of {} needs {} bytes, {} are there",
                                 shape_text(header.shape), element_name(header.type), header.data_bytes, have));
   }
   if (have > header.data_bytes)
-    throw FileError(fmt::format("it has {} bytes after its data", have - header.data_bytes));
+    throw FileError(cli::format("it has {} bytes after its data", have - header.data_bytes));
 }
 
 }  // namespace
@@ -178,13 +177,13 @@ NpyHeader parse_npy_header(std::span<const std::byte> prefix) {
     throw FileError("it is no .npy file (its first bytes are not \\x93NUMPY)");
   }
   const uint32_t version = byte(6);
-  if (version < 1 || version > 3) throw FileError(fmt::format("its .npy version is {}; 1, 2 and 3 are known", version));
+  if (version < 1 || version > 3) throw FileError(cli::format("its .npy version is {}; 1, 2 and 3 are known", version));
   const size_t text_offset = version == 1 ? 10 : 12;
   if (prefix.size() < text_offset) throw FileError("it is truncated inside its .npy header");
   size_t text_bytes = byte(8) | byte(9) << 8;
   if (version > 1) text_bytes |= byte(10) << 16 | static_cast<size_t>(byte(11)) << 24;
   if (text_offset + text_bytes > kMaxNpyHeaderBytes) {
-    malformed(fmt::format("claims {} bytes; more than {} is no array's", text_bytes, kMaxNpyHeaderBytes - 12));
+    malformed(cli::format("claims {} bytes; more than {} is no array's", text_bytes, kMaxNpyHeaderBytes - 12));
   }
   if (prefix.size() - text_offset < text_bytes) throw FileError("it is truncated inside its .npy header");
 
@@ -219,8 +218,8 @@ std::vector<std::byte> make_npy_header(ElementType type, std::span<const int64_t
   const auto* descriptor = std::find_if(std::begin(kDescriptors), std::end(kDescriptors),
                                         [&](const Descriptor& row) { return row.type == type; });
   const char* comma = shape.size() == 1 ? "," : "";
-  std::string text = fmt::format("{{'descr': '{}', 'fortran_order': False, 'shape': ({}{}), }}", descriptor->text,
-                                 fmt::join(shape, ", "), comma);
+  std::string text = cli::format("{{'descr': '{}', 'fortran_order': False, 'shape': ({}{}), }}", descriptor->text,
+                                 listed(shape), comma);
   text.append((64 - (10 + text.size() + 1) % 64) % 64, ' ');  // the data starts at a multiple of 64, as NumPy has it
   text += '\n';
   std::string header(kMagic);

@@ -1,10 +1,10 @@
 #include "npz.h"
 
-#include <fmt/format.h>
 #include <zip.h>
 
 #include <algorithm>
 
+#include "format.h"
 #include "npy.h"
 
 namespace heed::cli {
@@ -27,13 +27,13 @@ Archive open_archive(const std::string& path, int flags) {
     zip_error_init_with_code(&error, code);
     const std::string why = zip_error_strerror(&error);
     zip_error_fini(&error);
-    throw FileError(fmt::format("it is no readable .npz archive ({})", why));
+    throw FileError(cli::format("it is no readable .npz archive ({})", why));
   }
   return archive;
 }
 
 [[noreturn]] void refuse(const std::string& name, std::string_view why) {
-  throw FileError(fmt::format("tensor '{}': {}", name, why));
+  throw FileError(cli::format("tensor '{}': {}", name, why));
 }
 
 // The whole entry, in memory that grows with what is really there: the archive's own figure is a claim.
@@ -94,7 +94,7 @@ void write_npz(const std::string& path, const NamedTensors& tensors) {
     }
     zip_set_file_compression(archive.get(), static_cast<zip_uint64_t>(index), ZIP_CM_STORE, 0);
   }
-  if (zip_close(archive.get()) != 0) throw FileError(fmt::format("cannot be written: {}", zip_strerror(archive.get())));
+  if (zip_close(archive.get()) != 0) throw FileError(cli::format("cannot be written: {}", zip_strerror(archive.get())));
   archive.release();  // closed
 }
 

@@ -1,9 +1,8 @@
 #include "on_device.h"
 
-#include <fmt/format.h>
-
 #include <charconv>
 
+#include "format.h"
 #include "job.h"
 
 namespace heed::cli {
@@ -52,7 +51,7 @@ void parse_device(const std::string& text, heed_device& device, int32_t& index) 
     const auto [at, error] = std::from_chars(text.data() + 5, end, index);
     if (error == std::errc() && at == end && index >= 0) return;
   }
-  throw UsageError(fmt::format("--device is '{}'; allowed are cpu, cuda and cuda:N", text));
+  throw UsageError(cli::format("--device is '{}'; allowed are cpu, cuda and cuda:N", text));
 }
 
 std::string device_name(heed_device device, int32_t index) {
@@ -67,7 +66,7 @@ DeviceChoice choose_device(const std::string& asked, const std::string& backend,
     heed_device device = HEED_DEVICE_CPU;
     int32_t index = 0;
     parse_device(asked, device, index);
-    return {asked, device == HEED_DEVICE_CPU ? "cpu" : fmt::format("{}: {}", asked, device_name(device, index))};
+    return {asked, device == HEED_DEVICE_CPU ? "cpu" : cli::format("{}: {}", asked, device_name(device, index))};
   }
   if (backend == "cuda" || backend.starts_with("cuda/")) return {"cuda", "cuda: " + device_name(HEED_DEVICE_CUDA, 0)};
   if (!backend.empty()) return on_cpu("--backend " + backend);

@@ -1,6 +1,5 @@
 #include "report.h"
 
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -12,6 +11,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "format.h"
 #include "library.h"
 
 namespace heed::cli {
@@ -27,7 +27,7 @@ std::string Table::text() const {
     std::string line;
     for (size_t i = 0; i < row.size(); ++i) {
       if (i > 0) line += "  ";
-      line += i < left_ ? fmt::format("{:<{}}", row[i], width[i]) : fmt::format("{:>{}}", row[i], width[i]);
+      line += i < left_ ? cli::format("{:<{}}", row[i], width[i]) : cli::format("{:>{}}", row[i], width[i]);
     }
     line.erase(line.find_last_not_of(' ') + 1);
     text += line + "\n";
@@ -40,28 +40,28 @@ Progress::Progress() : terminal_(::isatty(STDERR_FILENO) != 0) {}
 void Progress::show(const std::string& text) {
   if (!terminal_) return;
   constexpr size_t kWidth = 100;
-  fmt::print(stderr, "\r\x1b[K{}", text.size() > kWidth ? text.substr(0, kWidth - 3) + "..." : text);
+  cli::print(stderr, "\r\x1b[K{}", text.size() > kWidth ? text.substr(0, kWidth - 3) + "..." : text);
   std::fflush(stderr);
   shown_ = true;
 }
 
 void Progress::clear() {
   if (!shown_) return;
-  fmt::print(stderr, "\r\x1b[K");
+  cli::print(stderr, "\r\x1b[K");
   std::fflush(stderr);
   shown_ = false;
 }
 
 std::string time_text(double us) {
-  if (us < 1e3) return fmt::format("{:.3g} us", us);
-  return us < 1e6 ? fmt::format("{:.4g} ms", us / 1e3) : fmt::format("{:.4g} s", us / 1e6);
+  if (us < 1e3) return cli::format("{:.3g} us", us);
+  return us < 1e6 ? cli::format("{:.4g} ms", us / 1e3) : cli::format("{:.4g} s", us / 1e6);
 }
 
 std::string bytes_text(double bytes) {
   constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
   int unit = 0;
   for (; bytes >= 1024 && unit < 4; ++unit) bytes /= 1024;
-  return fmt::format("{:.4g} {}", bytes, kUnits[unit]);
+  return cli::format("{:.4g} {}", bytes, kUnits[unit]);
 }
 
 namespace {
@@ -94,9 +94,9 @@ std::string check_text(const heed_check_report& report) {
   Table table({"tensor", "checked", "max error", "bound", "norm error", "bound", "", ""}, 1);
   for (int32_t i = 0; i < report.num_tensors; ++i) {
     const heed_check_tensor& tensor = report.tensors[i];
-    table.add({tensor.name, fmt::format("{}", tensor.num_checked), fmt::format("{:.3g}", tensor.max_error),
-               fmt::format("{:.3g}", tensor.max_bound), fmt::format("{:.3g}", tensor.norm_error),
-               fmt::format("{:.3g}", tensor.norm_bound), tensor.passed ? "ok" : "WRONG", tensor.reason});
+    table.add({tensor.name, cli::format("{}", tensor.num_checked), cli::format("{:.3g}", tensor.max_error),
+               cli::format("{:.3g}", tensor.max_bound), cli::format("{:.3g}", tensor.norm_error),
+               cli::format("{:.3g}", tensor.norm_bound), tensor.passed ? "ok" : "WRONG", tensor.reason});
   }
   return table.text();
 }
@@ -105,7 +105,7 @@ void write_json(const std::string& path, const nlohmann::json& json) {
   std::ofstream file(path);
   file << json.dump(2) << "\n";
   file.close();
-  if (!file) throw Failure(fmt::format("{}: cannot be written: {}", path, std::strerror(errno)));
+  if (!file) throw Failure(cli::format("{}: cannot be written: {}", path, std::strerror(errno)));
 }
 
 bool is_problem(const std::string& word) {
@@ -125,11 +125,11 @@ void read_lines(std::istream& stream, const std::string& name, std::vector<std::
     try {
       parse_problem(line);
     } catch (const UsageError& error) {
-      throw UsageError(fmt::format("{}:{}: {}", name, number, error.what()));
+      throw UsageError(cli::format("{}:{}: {}", name, number, error.what()));
     }
     lines.push_back(line);
   }
-  if (stream.bad()) throw Failure(fmt::format("{}: cannot be read", name));
+  if (stream.bad()) throw Failure(cli::format("{}: cannot be read", name));
 }
 
 }  // namespace
@@ -150,13 +150,13 @@ std::vector<std::string> problem_lines(const std::vector<std::string>& words) {
       std::ifstream file(word);
       if (!file) {
         throw UsageError(
-            fmt::format("'{}' is neither a problem line (these start with attention or kv_append) nor a file "
+            cli::format("'{}' is neither a problem line (these start with attention or kv_append) nor a file "
                         "that can be read: {}",
                         word, std::strerror(errno)));
       }
       const size_t before = lines.size();
       read_lines(file, word, lines);
-      if (lines.size() == before) throw UsageError(fmt::format("{}: no problem line in it", word));
+      if (lines.size() == before) throw UsageError(cli::format("{}: no problem line in it", word));
     }
   }
   return lines;

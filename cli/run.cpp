@@ -1,4 +1,3 @@
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <fstream>
@@ -8,6 +7,7 @@
 #include "attention_files.h"
 #include "attention_map.h"
 #include "commands.h"
+#include "format.h"
 #include "job.h"
 #include "on_device.h"
 #include "report.h"
@@ -83,18 +83,18 @@ void print_measured(const PlannedJob& planned, const Measured& measured, const D
   const heed_problem* problem = planned.problem();
   const Timing& timing = measured.timing;
   const double seconds = timing.median_us * 1e-6;
-  fmt::print("problem    {}\n", print(problem));
-  fmt::print("backend    {}\n", planned.impl());
-  fmt::print("device     {}\n", where.text);
-  fmt::print("time       {} (median of {}; p10 {}, p90 {})\n", time_text(timing.median_us), timing.samples,
+  cli::print("problem    {}\n", print(problem));
+  cli::print("backend    {}\n", planned.impl());
+  cli::print("device     {}\n", where.text);
+  cli::print("time       {} (median of {}; p10 {}, p90 {})\n", time_text(timing.median_us), timing.samples,
              time_text(timing.p10_us), time_text(timing.p90_us));
-  if (measured.host_us >= 0) fmt::print("host       {} until the call returns\n", time_text(measured.host_us));
-  fmt::print("rate       {:.4g} GFLOP/s, {:.4g} GB/s\n", heed_problem_flops(problem) / seconds / 1e9,
+  if (measured.host_us >= 0) cli::print("host       {} until the call returns\n", time_text(measured.host_us));
+  cli::print("rate       {:.4g} GFLOP/s, {:.4g} GB/s\n", heed_problem_flops(problem) / seconds / 1e9,
              heed_problem_bytes(problem) / seconds / 1e9);
-  fmt::print("memory     workspace {}", bytes_text(static_cast<double>(planned.workspace_bytes())));
+  cli::print("memory     workspace {}", bytes_text(static_cast<double>(planned.workspace_bytes())));
   if (measured.peak_bytes >= 0)
-    fmt::print("; the first run's peak beyond inputs and outputs {}", bytes_text(measured.peak_bytes));
-  fmt::print("\n");
+    cli::print("; the first run's peak beyond inputs and outputs {}", bytes_text(measured.peak_bytes));
+  cli::print("\n");
 }
 
 nlohmann::json measured_json(const PlannedJob& planned, const Measured& measured, const DeviceChoice& where) {
@@ -202,12 +202,12 @@ int run_run(const RunRequest& request) {
   const PlannedJob planned(job, request.backend, request.threads);
   if (request.explain) {
     const heed_plan_options options = plan_options(request.backend);
-    fmt::print("{}\n", read_text([&](char* buffer, size_t bytes, size_t* needed) {
+    cli::print("{}\n", read_text([&](char* buffer, size_t bytes, size_t* needed) {
                  return heed_explain(planned.problem(), &options, buffer, bytes, needed);
                }));
   }
   if (!request.json && input.files) {
-    for (const auto& [name, source] : input.files->sources()) fmt::print("{:<10} {}\n", name, source);
+    for (const auto& [name, source] : input.files->sources()) cli::print("{:<10} {}\n", name, source);
   }
   const bool on_gpu = job.device() == HEED_DEVICE_CUDA;
   const Measured measured = on_gpu ? measure_on_gpu(planned, request.samples) : measure(planned, request.samples);
@@ -219,13 +219,13 @@ int run_run(const RunRequest& request) {
     const heed_check_report report = job.check();
     passed = report.passed != 0;
     json["check"] = check_json(report);
-    if (!request.json) fmt::print("\nagainst the reference in double precision:\n{}", check_text(report));
+    if (!request.json) cli::print("\nagainst the reference in double precision:\n{}", check_text(report));
   }
   write_outputs(request, job, input.files.get());
   if (!request.map.empty()) {
     write_tensors(request.map, {{"map", map_of(input, job, request.batch, request.head)}});
   }
-  if (request.json) fmt::print("{}\n", json.dump(2));
+  if (request.json) cli::print("{}\n", json.dump(2));
   return passed ? 0 : 1;
 }
 

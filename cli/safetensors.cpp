@@ -1,13 +1,12 @@
 #include "safetensors.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
 
+#include "format.h"
 #include "input_file.h"
 
 namespace heed::cli {
@@ -51,7 +50,7 @@ class StrictReader {
     if (event == Event::object_start) names_.emplace_back();
     if (event == Event::object_end) names_.pop_back();
     if (event == Event::key && !names_.back().insert(value.get<std::string>()).second) {
-      throw FileError(fmt::format("its safetensors header has '{}' twice", value.get<std::string>()));
+      throw FileError(cli::format("its safetensors header has '{}' twice", value.get<std::string>()));
     }
     return true;
   }
@@ -74,7 +73,7 @@ nlohmann::json parse_json(std::span<const std::byte> header) {
 }
 
 SafetensorsEntry parse_entry(const std::string& name, const nlohmann::json& value, uint64_t data_bytes) {
-  const auto refuse = [&](std::string_view why) { throw FileError(fmt::format("tensor '{}' {}", name, why)); };
+  const auto refuse = [&](std::string_view why) { throw FileError(cli::format("tensor '{}' {}", name, why)); };
   const auto is_size = [](const nlohmann::json& number) {
     return number.is_number_unsigned() && number.get<uint64_t>() <= static_cast<uint64_t>(INT64_MAX);
   };
@@ -90,13 +89,13 @@ SafetensorsEntry parse_entry(const std::string& name, const nlohmann::json& valu
   }
   SafetensorsEntry entry{dtype.get<std::string>(), shape.get<std::vector<int64_t>>(), offsets[0], offsets[1]};
   if (entry.begin > entry.end || entry.end > data_bytes) {
-    refuse(fmt::format("lies at bytes {} to {} of {}: the file is truncated or its offsets are wrong", entry.begin,
+    refuse(cli::format("lies at bytes {} to {} of {}: the file is truncated or its offsets are wrong", entry.begin,
                        entry.end, data_bytes));
   }
   if (const Dtype* known = find_dtype(entry.dtype)) {
-    const size_t bytes = checked_bytes(entry.shape, known->bytes, fmt::format("tensor '{}' of shape", name));
+    const size_t bytes = checked_bytes(entry.shape, known->bytes, cli::format("tensor '{}' of shape", name));
     if (bytes != entry.end - entry.begin) {
-      refuse(fmt::format("of shape {} and dtype {} needs {} bytes, its offsets give {}", shape_text(entry.shape),
+      refuse(cli::format("of shape {} and dtype {} needs {} bytes, its offsets give {}", shape_text(entry.shape),
                          entry.dtype, bytes, entry.end - entry.begin));
     }
   }
@@ -111,12 +110,12 @@ void check_layout(const SafetensorsIndex& index, uint64_t data_bytes) {
   });
   uint64_t at = 0;
   for (const auto& [entry, name] : order) {
-    if (entry->begin < at) throw FileError(fmt::format("tensor '{}' overlaps the one before it", *name));
+    if (entry->begin < at) throw FileError(cli::format("tensor '{}' overlaps the one before it", *name));
     if (entry->begin > at)
-      throw FileError(fmt::format("{} bytes before tensor '{}' belong to none", entry->begin - at, *name));
+      throw FileError(cli::format("{} bytes before tensor '{}' belong to none", entry->begin - at, *name));
     at = entry->end;
   }
-  if (at != data_bytes) throw FileError(fmt::format("{} bytes at its end belong to no tensor", data_bytes - at));
+  if (at != data_bytes) throw FileError(cli::format("{} bytes at its end belong to no tensor", data_bytes - at));
 }
 
 }  // namespace
@@ -127,7 +126,7 @@ uint64_t safetensors_header_bytes(std::span<const std::byte> first_bytes, uint64
   for (int i = 7; i >= 0; --i) bytes = bytes << 8 | std::to_integer<uint64_t>(first_bytes[i]);
   if (bytes > kMaxSafetensorsHeaderBytes) {
     throw FileError(
-        fmt::format("its safetensors header claims {} bytes, at most {} are legal", bytes, kMaxSafetensorsHeaderBytes));
+        cli::format("its safetensors header claims {} bytes, at most {} are legal", bytes, kMaxSafetensorsHeaderBytes));
   }
   if (bytes > file_bytes - 8) throw FileError("it is truncated inside its safetensors header");
   return bytes;
@@ -150,7 +149,7 @@ ElementType safetensors_type(const SafetensorsEntry& entry, std::string_view nam
   const Dtype* dtype = find_dtype(entry.dtype);
   if (dtype == nullptr || !dtype->type) {
     throw FileError(
-        fmt::format("tensor '{}' has dtype {}; heed reads F16, BF16, F32, F64, I32, I64 and BOOL", name, entry.dtype));
+        cli::format("tensor '{}' has dtype {}; heed reads F16, BF16, F32, F64, I32, I64 and BOOL", name, entry.dtype));
   }
   return *dtype->type;
 }

@@ -1,7 +1,5 @@
 #include "tensor.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -9,6 +7,8 @@
 #include <limits>
 #include <new>
 #include <utility>
+
+#include "format.h"
 
 namespace heed::cli {
 namespace {
@@ -61,7 +61,7 @@ int64_t Tensor::num_elements() const { return static_cast<int64_t>(data.size() /
 size_t checked_bytes(std::span<const int64_t> shape, size_t bytes, std::string_view what) {
   bool empty = false;
   for (const int64_t extent : shape) {
-    if (extent < 0) throw FileError(fmt::format("{} {} has a negative extent", what, shape_text(shape)));
+    if (extent < 0) throw FileError(cli::format("{} {} has a negative extent", what, shape_text(shape)));
     empty |= extent == 0;
   }
   if (empty) return 0;
@@ -69,14 +69,14 @@ size_t checked_bytes(std::span<const int64_t> shape, size_t bytes, std::string_v
   uint64_t product = bytes;
   for (const int64_t extent : shape) {
     if (product > kMost / static_cast<uint64_t>(extent)) {
-      throw FileError(fmt::format("{} {} is larger than any memory", what, shape_text(shape)));
+      throw FileError(cli::format("{} {} is larger than any memory", what, shape_text(shape)));
     }
     product *= static_cast<uint64_t>(extent);
   }
   return product;
 }
 
-std::string shape_text(std::span<const int64_t> shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
+std::string shape_text(std::span<const int64_t> shape) { return cli::format("[{}]", listed(shape)); }
 
 float bfloat_to_float(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 
@@ -138,13 +138,13 @@ Tensor convert(const Tensor& tensor, ElementType type) {
     for (int64_t i = 0; i < count; ++i) {
       const int64_t value = tensor.as<int64_t>()[i];
       if (value != static_cast<int32_t>(value))
-        throw FileError(fmt::format("element {} is {}, too large for i32", i, value));
+        throw FileError(cli::format("element {} is {}, too large for i32", i, value));
       converted.as<int32_t>()[i] = static_cast<int32_t>(value);
     }
     return converted;
   }
   if (!is_float(tensor.type) || !is_float(type)) {
-    throw FileError(fmt::format("{} where {} is needed", element_name(tensor.type), element_name(type)));
+    throw FileError(cli::format("{} where {} is needed", element_name(tensor.type), element_name(type)));
   }
   for (int64_t i = 0; i < count; ++i) store_float(converted, i, load_float(tensor, i));
   return converted;

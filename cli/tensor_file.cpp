@@ -1,13 +1,12 @@
 #include "tensor_file.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
 
+#include "format.h"
 #include "input_file.h"
 #include "npy.h"
 #include "npz.h"
@@ -33,7 +32,7 @@ auto with_path(const std::string& path, Action action) {
   try {
     return action();
   } catch (const FileError& error) {
-    throw FileError(fmt::format("{}: {}", path, error.what()));
+    throw FileError(cli::format("{}: {}", path, error.what()));
   }
 }
 
@@ -54,16 +53,15 @@ Tensor read_from(const TensorRef& ref) {
   const Format format = format_of(ref.path);
   if (format == Format::kNpy) {
     if (!ref.name.empty())
-      throw FileError(fmt::format("a .npy file holds one tensor without a name; '{}' was asked for", ref.name));
+      throw FileError(cli::format("a .npy file holds one tensor without a name; '{}' was asked for", ref.name));
     return read_npy(file);
   }
   const std::vector<std::string> names = names_in(ref.path);
   const std::string name = ref.name.empty() && names.size() == 1 ? names[0] : ref.name;
   if (std::find(names.begin(), names.end(), name) == names.end()) {
     const std::string missing =
-        name.empty() ? "say which tensor, FILE:NAME" : fmt::format("it has no tensor '{}'", name);
-    throw FileError(fmt::format("{}; it holds: {}", missing,
-                                names.empty() ? "nothing" : fmt::format("{}", fmt::join(names, ", "))));
+        name.empty() ? "say which tensor, FILE:NAME" : cli::format("it has no tensor '{}'", name);
+    throw FileError(cli::format("{}; it holds: {}", missing, names.empty() ? "nothing" : listed(names)));
   }
   if (format == Format::kNpz) return read_npz_tensor(ref.path, name);
   return read_safetensors_tensor(file, read_safetensors_index(file), name);
@@ -77,7 +75,7 @@ void write_parts(const std::string& path, std::span<const std::span<const std::b
     ok = ok && (part.empty() || std::fwrite(part.data(), 1, part.size(), file) == part.size());
   const int write_error = errno;
   if (std::fclose(file) != 0 || !ok)
-    throw FileError(fmt::format("cannot be written: {}", std::strerror(ok ? errno : write_error)));
+    throw FileError(cli::format("cannot be written: {}", std::strerror(ok ? errno : write_error)));
 }
 
 std::span<const std::byte> content(const Tensor& tensor) { return {tensor.data.data(), tensor.data.size()}; }
@@ -87,7 +85,7 @@ void write_to(const std::string& path, const NamedTensors& tensors) {
     case Format::kNpy: {
       if (tensors.size() != 1)
         throw FileError(
-            fmt::format("a .npy file holds one tensor, not {}; .npz and .safetensors hold more", tensors.size()));
+            cli::format("a .npy file holds one tensor, not {}; .npz and .safetensors hold more", tensors.size()));
       const Tensor& tensor = tensors.begin()->second;
       const std::vector<std::byte> header = make_npy_header(tensor.type, tensor.shape);
       return write_parts(path, std::array<std::span<const std::byte>, 2>{header, content(tensor)});

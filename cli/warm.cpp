@@ -1,10 +1,10 @@
-#include <fmt/format.h>
 
 #include <algorithm>
 #include <atomic>
 #include <thread>
 
 #include "commands.h"
+#include "format.h"
 #include "library.h"
 #include "machine_facts.h"
 #include "report.h"
@@ -44,7 +44,7 @@ void show(void* context, int32_t done, int32_t total, const char* kernel) {
   auto& shown = *static_cast<Shown*>(context);
   const int filled = total > 0 ? kWidth * done / total : kWidth;
   shown.total = total;
-  shown.progress.show(fmt::format("[{:=<{}}{:{}}] {}/{} {}", "", filled, "", kWidth - filled, done, total, kernel));
+  shown.progress.show(cli::format("[{:=<{}}{:{}}] {}/{} {}", "", filled, "", kWidth - filled, done, total, kernel));
 }
 
 }  // namespace
@@ -78,9 +78,9 @@ int run_warm(const WarmRequest& request) {
                                  {"compiled", result.num_compiled},
                                  {"compile_seconds", result.compile_seconds},
                                  {"seconds", elapsed.count()}};
-    fmt::print("{}\n", json.dump(2));
+    cli::print("{}\n", json.dump(2));
   } else {
-    fmt::print("{} problem{}: {} kernel{}, {} compiled now in {:.1f} s ({:.1f} s of compiling)\n", problems.size(),
+    cli::print("{} problem{}: {} kernel{}, {} compiled now in {:.1f} s ({:.1f} s of compiling)\n", problems.size(),
                problems.size() == 1 ? "" : "s", result.num_kernels, result.num_kernels == 1 ? "" : "s",
                result.num_compiled, elapsed.count(), result.compile_seconds);
   }
