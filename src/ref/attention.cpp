@@ -16,30 +16,10 @@
 
 #include "base/philox.h"
 #include "plan/impl.h"
+#include "ref/add_rows.h"
 
 namespace heed::ref {
 namespace {
-
-// y[c] += sum over r < n of a[rows[r]] * x[rows[r]][c], one after another as a
-// textbook sums; four rows at a time, for one load and store of y.
-template <class Real>
-void add_rows(const Real* a, const int64_t* rows, int64_t n, const Real* x, int64_t pitch, int64_t width,
-              Real* __restrict y) {
-  int64_t r = 0;
-  for (; r + 4 <= n; r += 4) {
-    const Real a0 = a[rows[r]], a1 = a[rows[r + 1]], a2 = a[rows[r + 2]], a3 = a[rows[r + 3]];
-    const Real* __restrict x0 = x + rows[r] * pitch;
-    const Real* __restrict x1 = x + rows[r + 1] * pitch;
-    const Real* __restrict x2 = x + rows[r + 2] * pitch;
-    const Real* __restrict x3 = x + rows[r + 3] * pitch;
-    for (int64_t c = 0; c < width; ++c) y[c] = y[c] + a0 * x0[c] + a1 * x1[c] + a2 * x2[c] + a3 * x3[c];
-  }
-  for (; r < n; ++r) {
-    const Real a0 = a[rows[r]];
-    const Real* __restrict x0 = x + rows[r] * pitch;
-    for (int64_t c = 0; c < width; ++c) y[c] += a0 * x0[c];
-  }
-}
 
 // Up to here the error bounds know nothing of a score's size (docs/decisions/0006, 0008).
 constexpr double kOrdinaryScore = 4;
