@@ -137,7 +137,7 @@ TEST(Inputs, GuardsSeeAWriteBesideATensorAndInAGap) {
   for (const int64_t offset : {-1, 40, 9, 12}) {  // before; past; in a gap; the next row's first element
     GuardedTensor tensor("out", Dtype::kF32, {1, 1, 4, 8}, {0, 0, 10, 1}, 4, Role::kOutput);
     EXPECT_TRUE(tensor.check().ok());
-    const bool element = offset == 12;
+    [[maybe_unused]] const bool element = offset == 12;
 #if !defined(__SANITIZE_ADDRESS__)
     static_cast<float*>(tensor.data())[offset] = 1;
     EXPECT_EQ(tensor.check().ok(), element) << offset;
