@@ -127,11 +127,12 @@ TEST(Allocation, WorkspaceDoesNotGrowWithKeys) {
 
 }  // namespace
 
-// Counting stands in for the default operators; the sanitizers' own checks see malloc and free beneath.
-void* operator new(size_t bytes) {
+// Counting stands in for the default operators; the sanitizers' own checks see malloc and free beneath. (Inlined alone, one
+// of them looks to the compiler as if it took the other's memory.)
+[[gnu::noinline]] void* operator new(size_t bytes) {
   num_allocations.fetch_add(1, std::memory_order_relaxed);
   if (void* pointer = std::malloc(bytes == 0 ? 1 : bytes)) return pointer;
   throw std::bad_alloc();
 }
-void operator delete(void* pointer) noexcept { std::free(pointer); }
-void operator delete(void* pointer, size_t) noexcept { std::free(pointer); }
+[[gnu::noinline]] void operator delete(void* pointer) noexcept { std::free(pointer); }
+[[gnu::noinline]] void operator delete(void* pointer, size_t) noexcept { std::free(pointer); }
