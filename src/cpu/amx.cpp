@@ -22,7 +22,7 @@ std::string ask() {
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
   constexpr int kTileData = 18;               // XFEATURE_XTILEDATA
   if (::syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0) return {};
-  return format("the operating system does not grant AMX tiles to this process: {}", std::strerror(errno));
+  return heed::format("the operating system does not grant AMX tiles to this process: {}", std::strerror(errno));
 #else
   return "knows how to ask for AMX tiles on Linux only";
 #endif

@@ -318,12 +318,13 @@ template <const InstructionSet& kSet>
 Verdict check(const AttentionProblem& p, const Machine& machine) {
   if (p.device != Device::kCpu) return decline("runs on the CPU only");
   if (p.pass != Pass::kBackward) {
-    return decline(format("computes gradients; pass = forward is for cpu/attention_fwd_{}", kSet.name));
+    return decline(heed::format("computes gradients; pass = forward is for cpu/attention_fwd_{}", kSet.name));
   }
   if (kSet.kernels() == nullptr) {
-    return decline(format("this build has no {} kernels; {} is the nearest", kSet.title, kSet.nearest));
+    return decline(heed::format("this build has no {} kernels; {} is the nearest", kSet.title, kSet.nearest));
   }
-  if (!kSet.present(machine)) return decline(format("this CPU has no {}; {} is the nearest", kSet.title, kSet.nearest));
+  if (!kSet.present(machine))
+    return decline(heed::format("this CPU has no {}; {} is the nearest", kSet.title, kSet.nearest));
   if (p.dtype == Dtype::kF64 || p.out_dtype == Dtype::kF64) {
     return decline("computes in f32: dtype f64 is for ref/attention");
   }
@@ -367,11 +368,11 @@ Status prepare(const AttentionProblem& p, const Machine&, BackwardPlan& plan) {
       p.nheads_kv * (p.packed_k() ? rows_k / shape.key_block + p.batch
                                   : p.batch * ((rows_k + shape.key_block - 1) / shape.key_block));
   add("attention_bwd delta and zeroes", run_prologue, p.batch * p.nheads_q, 0);
-  add(format("attention_bwd {} q{} k{}", kSet.name, shape.query_block, shape.key_block), run_key_blocks, key_blocks,
-      params->layout.floats);
+  add(heed::format("attention_bwd {} q{} k{}", kSet.name, shape.query_block, shape.key_block), run_key_blocks,
+      key_blocks, params->layout.floats);
   if (dbias_is_summed(p)) {
     const std::array<int64_t, 4> grid = bias_grid(p, shape);
-    add(format("attention_bwd dbias {}", kSet.name), run_bias_parts, grid[0] * grid[1] * grid[2] * grid[3],
+    add(heed::format("attention_bwd dbias {}", kSet.name), run_bias_parts, grid[0] * grid[1] * grid[2] * grid[3],
         params->layout.floats);
   }
   if ((p.dq && p.dtype != Dtype::kF32) || p.dsinks || p.dalibi) {

@@ -260,15 +260,16 @@ Verdict check_problem(const AttentionProblem& problem, const RowFacts& facts) {
   if (problem.pass != Pass::kForward)
     return decline("does the forward pass only; cpu/attention_bwd does the backward pass");
   if (problem.dtype != Dtype::kF32 && problem.dtype != Dtype::kF16 && problem.dtype != Dtype::kBf16)
-    return decline(format("takes f32, f16 and bf16, not {}; ref/attention takes f64", dtype_name(problem.dtype)));
+    return decline(heed::format("takes f32, f16 and bf16, not {}; ref/attention takes f64", dtype_name(problem.dtype)));
   if (problem.out_dtype != problem.dtype && problem.out_dtype != Dtype::kF32)
-    return decline(format("writes out as {} or f32, not {}", dtype_name(problem.dtype), dtype_name(problem.out_dtype)));
+    return decline(
+        heed::format("writes out as {} or f32, not {}", dtype_name(problem.dtype), dtype_name(problem.out_dtype)));
   if (problem.head_dim < 1 || problem.head_dim > 512 || problem.head_dim_v < 1 || problem.head_dim_v > 512)
-    return decline(format("takes head_dim and head_dim_v from 1 to 512, not {} and {}; ref/attention takes any",
-                          problem.head_dim, problem.head_dim_v));
+    return decline(heed::format("takes head_dim and head_dim_v from 1 to 512, not {} and {}; ref/attention takes any",
+                                problem.head_dim, problem.head_dim_v));
   const ForwardShape shape = shape_of(problem, facts.products);
-  return accept(format("rows: lanes are query rows, {} x {} keys a step; up to {} rows: lanes are head_dim",
-                       shape.unit_rows, shape.key_block, decode_rows_limit(problem)));
+  return accept(heed::format("rows: lanes are query rows, {} x {} keys a step; up to {} rows: lanes are head_dim",
+                             shape.unit_rows, shape.key_block, decode_rows_limit(problem)));
 }
 
 // Multiply-adds at the rate of the instruction set, or memory where that is slower: enough to order rows.
@@ -288,7 +289,7 @@ Status prepare_forward(const Problem& problem, Plan<Problem>& plan, const RowFac
   params->threads = std::max(1, problem.threads);
   Step<Problem> step;
   lay_out_workspace(problem, params.get(), &step.workspace_bytes);
-  step.kernel = format("attention_fwd {} q{} k{}", facts.label, params->shape.unit_rows, params->shape.key_block);
+  step.kernel = heed::format("attention_fwd {} q{} k{}", facts.label, params->shape.unit_rows, params->shape.key_block);
   step.run = run_forward;
   const int64_t queries = problem.packed_q() ? problem.total_q : problem.seqlen_q * problem.batch;
   step.grid =
@@ -309,21 +310,24 @@ const RowFacts kGeneric = {"generic", forward_kernels_generic, 1.0, Products::kF
 
 Verdict check_compiled(const AttentionProblem& problem, const RowFacts& facts, bool cpu_has_it, const char* needs) {
   if (problem.device != Device::kCpu) return decline("runs on the CPU only");
-  if (facts.kernels() == nullptr) return decline(format("this build has no {} kernels", facts.label));
-  if (!cpu_has_it) return decline(format("needs a CPU with {}", needs));
+  if (facts.kernels() == nullptr) return decline(heed::format("this build has no {} kernels", facts.label));
+  if (!cpu_has_it) return decline(heed::format("needs a CPU with {}", needs));
   return accept();
 }
 
 // What both rows with products of bf16 ask of a problem.
 Verdict check_bf16_products(const AttentionProblem& problem, const RowFacts& facts) {
-  if (bf16_tiles() == nullptr) return decline(format("this build has no {} kernels", facts.label));
+  if (bf16_tiles() == nullptr) return decline(heed::format("this build has no {} kernels", facts.label));
   if (problem.dtype != Dtype::kBf16)
-    return decline(format("multiplies bf16, not {}; cpu/attention_fwd_avx512 takes it", dtype_name(problem.dtype)));
+    return decline(
+        heed::format("multiplies bf16, not {}; cpu/attention_fwd_avx512 takes it", dtype_name(problem.dtype)));
   if (problem.out_dtype != Dtype::kBf16)
-    return decline(format("rounds probabilities to bf16, too coarse for out in {}; cpu/attention_fwd_avx512 keeps f32",
-                          dtype_name(problem.out_dtype)));
+    return decline(
+        heed::format("rounds probabilities to bf16, too coarse for out in {}; cpu/attention_fwd_avx512 keeps f32",
+                     dtype_name(problem.out_dtype)));
   if (problem.head_dim % 2 != 0)
-    return decline(format("takes an even head_dim, not {}; cpu/attention_fwd_avx512 takes any", problem.head_dim));
+    return decline(
+        heed::format("takes an even head_dim, not {}; cpu/attention_fwd_avx512 takes any", problem.head_dim));
   return check_problem(problem, facts);
 }
 
@@ -337,7 +341,7 @@ Verdict check_amx(const AttentionProblem& problem, const Machine& machine) {
   if (verdict.accepted) verdict = check_bf16_products(problem, kAmx);
   if (!verdict.accepted) return verdict;
   if (shape_of(problem, Products::kAmx).decode_only)
-    return decline(format("takes more than {} packed rows; cpu/attention_fwd_avx512 takes few", kDecodeRows));
+    return decline(heed::format("takes more than {} packed rows; cpu/attention_fwd_avx512 takes few", kDecodeRows));
   return amx_refusal().empty() ? verdict : decline(amx_refusal());  // last: the first call asks for the whole process
 }
 

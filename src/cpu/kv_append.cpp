@@ -266,7 +266,7 @@ Status prepare(const KvAppendProblem& problem, const Machine&, Plan<KvAppendProb
   auto params = std::make_shared<AppendParams>();
   params->threads = std::max(1, problem.threads);
   Step<KvAppendProblem> step;
-  step.kernel = format("kv_append {}", dtype_name(problem.dtype));
+  step.kernel = heed::format("kv_append {}", dtype_name(problem.dtype));
   step.run = run;
   step.grid = problem.batch;
   step.workspace_bytes = static_cast<size_t>(problem.batch + 1) * sizeof(Append);

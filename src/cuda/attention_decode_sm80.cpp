@@ -15,7 +15,7 @@ int64_t usual_rows(const AttentionProblem& p) { return usual_queries(p) * p.gqa_
 // Why decode does not take the problem with so many rows (queries of a sequence times heads of a group); "" where it does.
 std::string feature_limits(const AttentionProblem& p, int64_t rows) {
   if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16)
-    return format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype));
+    return heed::format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype));
   if (p.softcap || p.bias() || p.alibi || p.dropout || p.mask)
     return "takes no softcap, bias, ALiBi, dropout or mask tensor; cuda/attention_fwd_sm80 takes them";
   if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || row_align(p) < 16)
@@ -47,8 +47,8 @@ Occupancy occupancy_of(const AttentionProblem& p, const DeviceFacts& facts) {
 }
 
 void finish(const AttentionProblem& p, const DecodeTile& tile, const DeviceFacts& facts, Configuration& c) {
-  c.kernel = format("attention_decode_sm80 rows {} k{} d{}/{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim,
-                    tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
+  c.kernel = heed::format("attention_decode_sm80 rows {} k{} d{}/{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim,
+                          tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
   c.variant = attention_decode_variant(p.dtype == Dtype::kBf16, p.paged(), tile);
   c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
 }
@@ -60,15 +60,15 @@ Verdict check_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts
   if (const std::string limit = feature_limits(p, usual_rows(p)); !limit.empty()) return decline(limit);
   if (usual_rows(p) > kMostRows) {
     return decline(
-        format("is for at most {} queries of a sequence, heads of a group counted, not {}; "
-               "cuda/attention_fwd_sm80 is for more",
-               kMostRows, usual_rows(p)));
+        heed::format("is for at most {} queries of a sequence, heads of a group counted, not {}; "
+                     "cuda/attention_fwd_sm80 is for more",
+                     kMostRows, usual_rows(p)));
   }
   if (decode_tile(p.head_dim, p.head_dim_v, usual_rows(p)) == nullptr) {
     return decline(
-        format("takes head_dim and head_dim_v up to 128 (192 and 128 with 8 rows), not {} and {}; "
-               "cuda/attention_fwd_sm80 takes up to 256",
-               p.head_dim, p.head_dim_v));
+        heed::format("takes head_dim and head_dim_v up to 128 (192 and 128 with 8 rows), not {} and {}; "
+                     "cuda/attention_fwd_sm80 takes up to 256",
+                     p.head_dim, p.head_dim_v));
   }
   if (p.batch_invariant) {
     const Configurations alone = configure_invariant_decode(p, facts);

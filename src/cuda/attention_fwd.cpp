@@ -270,7 +270,7 @@ Status clear(void* words, int64_t count, const char* what, const AttentionArgs& 
   const CUresult result = driver().value()->memset_d8_async(reinterpret_cast<CUdeviceptr>(words), 0, bytes,
                                                             static_cast<CUstream>(args.stream));
   if (result == kCudaSuccess) return {};
-  return driver_error(result, format("cuMemsetD8Async({}, 0, {} bytes)", what, bytes));
+  return driver_error(result, heed::format("cuMemsetD8Async({}, 0, {} bytes)", what, bytes));
 }
 
 // Blocks that share a sequence add their findings to words that are 0.
@@ -386,28 +386,30 @@ std::string common_limits(const AttentionProblem& p, const DeviceFacts& facts) {
   if (p.device != Device::kCuda) return "runs on a GPU only: device=cuda";
   if (p.pass == Pass::kBackward) return "does the forward pass only; gradients are computed on the CPU (device=cpu)";
   if (facts.major < 8) {
-    return format("needs a GPU of compute capability 8.0 or later; device {} ({}) has {}.{}", facts.index, facts.name,
-                  facts.major, facts.minor);
+    return heed::format("needs a GPU of compute capability 8.0 or later; device {} ({}) has {}.{}", facts.index,
+                        facts.name, facts.major, facts.minor);
   }
   if (p.dtype == Dtype::kF64 || p.out_dtype == Dtype::kF64) return "computes in f32: f64 is for ref/attention";
   if (p.nheads_q > kMost31 || p.batch >= kMost31 || !multiply_fits(p.batch, p.nheads_q, kMost31)) {
-    return format("takes at most {} heads of all sequences together, not {} times {}", kMost31, p.batch, p.nheads_q);
+    return heed::format("takes at most {} heads of all sequences together, not {} times {}", kMost31, p.batch,
+                        p.nheads_q);
   }
   const int64_t queries = p.packed_q() ? p.total_q : p.seqlen_q;
   if (!multiply_fits(queries, p.gqa_ratio(), kMost31)) {
-    return format("takes at most {} queries of a sequence, heads of a group counted, not {} times {}", kMost31, queries,
-                  p.gqa_ratio());
+    return heed::format("takes at most {} queries of a sequence, heads of a group counted, not {} times {}", kMost31,
+                        queries, p.gqa_ratio());
   }
-  if (most_keys(p) > kMost31) return format("takes at most {} keys of a sequence, not {}", kMost31, most_keys(p));
+  if (most_keys(p) > kMost31) return heed::format("takes at most {} keys of a sequence, not {}", kMost31, most_keys(p));
   if (p.page_size > kMost31 || p.num_pages > kMost31) {
-    return format("takes page_size and num_pages of at most {}, not {} and {}", kMost31, p.page_size, p.num_pages);
+    return heed::format("takes page_size and num_pages of at most {}, not {} and {}", kMost31, p.page_size,
+                        p.num_pages);
   }
   return {};
 }
 
 Verdict accept_if_it_fits(const Configurations& configurations) {
   for (const Configuration& c : configurations)
-    if (c.blocks > kMost31) return decline(format("would need {} blocks; the grid takes {}", c.blocks, kMost31));
+    if (c.blocks > kMost31) return decline(heed::format("would need {} blocks; the grid takes {}", c.blocks, kMost31));
   return accept();
 }
 
@@ -474,9 +476,9 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
   const Configuration& splitting = merged(configurations);
   const WorkspaceLayout workspace = workspace_of(problem, configurations);
   if (!workspace.fits) {
-    return not_supported(format("splits = {}: partial results of {} rows, {} heads and {} splits overflow 64 bits",
-                                problem.splits, partial_rows(problem, splitting), problem.nheads_q,
-                                splitting.max_splits));
+    return not_supported(
+        heed::format("splits = {}: partial results of {} rows, {} heads and {} splits overflow 64 bits", problem.splits,
+                     partial_rows(problem, splitting), problem.nheads_q, splitting.max_splits));
   }
   plan.workspace_bytes = static_cast<size_t>(workspace.bytes);
   std::vector<KernelKey> keys;

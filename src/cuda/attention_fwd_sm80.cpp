@@ -26,8 +26,8 @@ Configuration configuration_of(const AttentionProblem& p, AttentionFwdFeatures f
   const AttentionFwdTile& tile = *attention_fwd_tile(features, dims, height, facts.major, facts.shared_per_block);
   Configuration c;
   c.kernel =
-      format("attention_fwd_sm80 q{} k{} d{}/{}{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim, tile.head_dim_v,
-             features.modified ? " terms" : "", features.gather ? " gather" : "", features.split ? " split" : "");
+      heed::format("attention_fwd_sm80 q{} k{} d{}/{}{}{}{}", tile.tile_q, tile.tile_k, tile.head_dim, tile.head_dim_v,
+                   features.modified ? " terms" : "", features.gather ? " gather" : "", features.split ? " split" : "");
   c.variant = attention_fwd_variant(features, tile);
   c.tile_q = tile.tile_q;
   c.tile_k = tile.tile_k;
@@ -85,18 +85,18 @@ Verdict check_attention_fwd_sm80(const AttentionProblem& p, const DeviceFacts& f
   if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
   if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16) {
     return decline(
-        format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype)));
+        heed::format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype)));
   }
   if (padded_head_dims(p.head_dim, p.head_dim_v) == nullptr) {
-    return decline(
-        format("takes head_dim and head_dim_v up to 256, not {} and {}; cuda/attention_fwd_portable takes up to 512",
-               p.head_dim, p.head_dim_v));
+    return decline(heed::format(
+        "takes head_dim and head_dim_v up to 256, not {} and {}; cuda/attention_fwd_portable takes up to 512",
+        p.head_dim, p.head_dim_v));
   }
   if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0) {
     return decline(
-        format("takes multiples of 8 as head_dim and head_dim_v, not {} and {}; cuda/attention_fwd_portable "
-               "takes any",
-               p.head_dim, p.head_dim_v));
+        heed::format("takes multiples of 8 as head_dim and head_dim_v, not {} and {}; cuda/attention_fwd_portable "
+                     "takes any",
+                     p.head_dim, p.head_dim_v));
   }
   return accept_if_it_fits(configure_attention_fwd_sm80(p, facts));
 }

@@ -102,9 +102,9 @@ Status encode(const char* name, const void* data, Dtype dtype, i64 columns, i64 
       reinterpret_cast<CUtensorMap*>(&map), dtype == Dtype::kBf16 ? kBfloat16 : kFloat16, 4, const_cast<void*>(data),
       sizes, strides, box, every, kNoInterleave, kSwizzle128, kPromoteL2To256, kFillZero);
   if (result == kCudaSuccess) return {};
-  return driver_error(result,
-                      format("cuTensorMapEncodeTiled({} at {}, {} x {} x {} x {}, strides {} {} {} bytes)", name, data,
-                             sizes[3], sizes[2], sizes[1], columns, strides[2], strides[1], strides[0]));
+  return driver_error(
+      result, heed::format("cuTensorMapEncodeTiled({} at {}, {} x {} x {} x {}, strides {} {} {} bytes)", name, data,
+                           sizes[3], sizes[2], sizes[1], columns, strides[2], strides[1], strides[0]));
 }
 
 i32 near(int64_t shift) { return static_cast<i32>(std::clamp<int64_t>(shift, -kFarthest, kFarthest)); }
@@ -194,12 +194,12 @@ Configuration configuration_of(const AttentionProblem& p, const AttentionFwdSm90
   cut_rows(p, c);
   if (way.splits) cut_keys(p, int64_t{tile.blocks} * std::max(1, facts.multiprocessors), 4, c);
   c.kernel =
-      format("attention_fwd_sm90 q{} k{} d{}/{}{}{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
-             has_terms(p) ? " terms"
-             : p.softcap  ? " softcap"
-             : lengths    ? " lengths"
-                          : "",
-             way.shares ? " shared" : "", c.split ? " split" : "");
+      heed::format("attention_fwd_sm90 q{} k{} d{}/{}{}{}{}", tile_q(tile), tile.tile_k, tile.head_dim, tile.head_dim_v,
+                   has_terms(p) ? " terms"
+                   : p.softcap  ? " softcap"
+                   : lengths    ? " lengths"
+                                : "",
+                   way.shares ? " shared" : "", c.split ? " split" : "");
   c.variant = attention_fwd_sm90_variant({.is_bf16 = p.dtype == Dtype::kBf16,
                                           .has_lower_end = p.window_left >= 0,
                                           .lengths = lengths,
@@ -224,40 +224,42 @@ Verdict check_attention_fwd_sm90(const AttentionProblem& p, const DeviceFacts& f
   constexpr const char* kNearest = "cuda/attention_fwd_sm80 takes it";
   if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
   if (facts.major != 9) {
-    return decline(format("is built of Hopper's instructions; device {} ({}) has compute capability {}.{}", facts.index,
-                          facts.name, facts.major, facts.minor));
+    return decline(heed::format("is built of Hopper's instructions; device {} ({}) has compute capability {}.{}",
+                                facts.index, facts.name, facts.major, facts.minor));
   }
   if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16) {
-    return decline(format("multiplies f16 and bf16, not {}", dtype_name(p.dtype)));
+    return decline(heed::format("multiplies f16 and bf16, not {}", dtype_name(p.dtype)));
   }
   if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || padded_head_dims(p.head_dim, p.head_dim_v) == nullptr) {
     return decline(
-        format("takes multiples of 8 up to 256 as head_dim and head_dim_v, not {} and {}; "
-               "cuda/attention_fwd_portable takes any up to 512",
-               p.head_dim, p.head_dim_v));
+        heed::format("takes multiples of 8 up to 256 as head_dim and head_dim_v, not {} and {}; "
+                     "cuda/attention_fwd_portable takes any up to 512",
+                     p.head_dim, p.head_dim_v));
   }
-  if (p.paged() && p.leftpad) return decline(format("takes no left padding in pages; {}", kNearest));
+  if (p.paged() && p.leftpad) return decline(heed::format("takes no left padding in pages; {}", kNearest));
   if (p.paged() && p.page_size % kSwizzleRows != 0) {
-    return decline(format("takes pages of multiples of {} keys, not of {}; {}", kSwizzleRows, p.page_size, kNearest));
+    return decline(
+        heed::format("takes pages of multiples of {} keys, not of {}; {}", kSwizzleRows, p.page_size, kNearest));
   }
   if (p.out_dtype != p.dtype && p.out_dtype != Dtype::kF32) {
-    return decline(format("writes out in f32 or the inputs' dtype, not {}; {}", dtype_name(p.out_dtype), kNearest));
+    return decline(
+        heed::format("writes out in f32 or the inputs' dtype, not {}; {}", dtype_name(p.out_dtype), kNearest));
   }
   if (p.splits > 1 && p.batch_invariant) {
-    return decline(format("does not split keys with batch_invariant; {}", kNearest));
+    return decline(heed::format("does not split keys with batch_invariant; {}", kNearest));
   }
-  if (row_align(p) < 16) return decline(format("takes rows that start on 16 bytes only; {}", kNearest));
+  if (row_align(p) < 16) return decline(heed::format("takes rows that start on 16 bytes only; {}", kNearest));
   const int64_t queries = rows_of_q(p)[0], keys = most_keys(p);
   if (queries > kMostRows || keys > kMostRows ||
       (p.offset_kind == OffsetKind::kGiven && (p.q_offset > kMostRows || p.q_offset < -kMostRows))) {
-    return decline(format("takes at most {} queries and keys, and q_offset as large; {}", kMostRows, kNearest));
+    return decline(heed::format("takes at most {} queries and keys, and q_offset as large; {}", kMostRows, kNearest));
   }
   if (MaskBits bits; p.mask && !mask_bits(p, kLongestTile, bits)) {
     return decline(
-        format("counts the mask's words, one for 32 keys, by 32 bits, and here there are more; {}", kNearest));
+        heed::format("counts the mask's words, one for 32 keys, by 32 bits, and here there are more; {}", kNearest));
   }
   if (!tensors_fit(p)) {
-    return decline(format("takes strides from 0 on only, below 2^38 elements; {}", kNearest));
+    return decline(heed::format("takes strides from 0 on only, below 2^38 elements; {}", kNearest));
   }
   return accept_if_it_fits(configure_attention_fwd_sm90(p, facts));
 }

@@ -15,10 +15,10 @@ Result<DeviceFacts> read_facts(const Driver& cuda, int32_t index) {
   DeviceFacts facts;
   facts.index = index;
   if (const CUresult result = cuda.device_get(&facts.handle, index); result != kCudaSuccess)
-    return driver_error(result, format("cuDeviceGet({})", index));
+    return driver_error(result, heed::format("cuDeviceGet({})", index));
   char name[256] = {};
   if (const CUresult result = cuda.device_get_name(name, sizeof name, facts.handle); result != kCudaSuccess)
-    return driver_error(result, format("cuDeviceGetName(device {})", index));
+    return driver_error(result, heed::format("cuDeviceGetName(device {})", index));
   facts.name = name;
   int32_t l2 = 0;
   const std::pair<DeviceAttribute, int32_t*> attributes[] = {
@@ -30,12 +30,13 @@ Result<DeviceFacts> read_facts(const Driver& cuda, int32_t index) {
       {kL2CacheBytes, &l2}};
   for (const auto& [attribute, value] : attributes) {
     if (const CUresult result = cuda.device_get_attribute(value, attribute, facts.handle); result != kCudaSuccess)
-      return driver_error(result, format("cuDeviceGetAttribute({}, device {})", static_cast<int>(attribute), index));
+      return driver_error(result,
+                          heed::format("cuDeviceGetAttribute({}, device {})", static_cast<int>(attribute), index));
   }
   facts.l2_bytes = l2;
   size_t memory = 0;
   if (const CUresult result = cuda.device_total_mem(&memory, facts.handle); result != kCudaSuccess)
-    return driver_error(result, format("cuDeviceTotalMem(device {})", index));
+    return driver_error(result, heed::format("cuDeviceTotalMem(device {})", index));
   facts.memory_bytes = static_cast<int64_t>(memory);
   return facts;
 }
@@ -65,7 +66,7 @@ Result<CUcontext> primary_context(const DeviceFacts& facts) {
   if (context == nullptr) {
     if (const CUresult result = driver().value()->primary_ctx_retain(&context, facts.handle); result != kCudaSuccess) {
       context = nullptr;
-      return driver_error(result, format("cuDevicePrimaryCtxRetain(device {})", facts.index));
+      return driver_error(result, heed::format("cuDevicePrimaryCtxRetain(device {})", facts.index));
     }
   }
   return context;
@@ -83,7 +84,7 @@ Result<const DeviceFacts*> device_facts(int32_t index) {
   const std::vector<DeviceFacts>& all = devices().value();
   if (index < 0 || static_cast<size_t>(index) >= all.size()) {
     return invalid_argument(
-        format("device_index = {}: must be from 0 to {}, the GPUs of this machine", index, all.size() - 1));
+        heed::format("device_index = {}: must be from 0 to {}, the GPUs of this machine", index, all.size() - 1));
   }
   return &all[static_cast<size_t>(index)];
 }
@@ -98,10 +99,10 @@ Result<DeviceFacts> typical_device(std::string_view architecture) {
                                   {"sm_90a", 9, 0, 132, 50}, {"sm_100", 10, 0, 148, 126}, {"sm_120", 12, 0, 170, 96}};
   std::string known;
   for (const Typical& typical : kTypical) {
-    known += format("{}{}", known.empty() ? "" : ", ", typical.name);
+    known += heed::format("{}{}", known.empty() ? "" : ", ", typical.name);
     if (architecture != typical.name) continue;
     DeviceFacts facts;
-    facts.name = format("a device of {}", typical.name);
+    facts.name = heed::format("a device of {}", typical.name);
     facts.major = typical.major;
     facts.minor = typical.minor;
     facts.multiprocessors = typical.multiprocessors;
@@ -110,7 +111,7 @@ Result<DeviceFacts> typical_device(std::string_view architecture) {
     facts.l2_bytes = typical.l2_mib << 20;
     return facts;
   }
-  return invalid_argument(format("architecture = \"{}\": must be one of {}", architecture, known));
+  return invalid_argument(heed::format("architecture = \"{}\": must be one of {}", architecture, known));
 }
 
 int32_t current_device() {
@@ -141,7 +142,7 @@ ContextScope::ContextScope(int32_t device_index) {
     return;
   }
   if (const CUresult result = cuda.ctx_push_current(primary.value()); result != kCudaSuccess)
-    status_ = driver_error(result, format("cuCtxPushCurrent(primary context of device {})", device_index));
+    status_ = driver_error(result, heed::format("cuCtxPushCurrent(primary context of device {})", device_index));
   else
     pushed_ = true;
 }
@@ -154,7 +155,7 @@ ContextScope::~ContextScope() {
 Result<bool> is_capturing(CUstream stream) {
   int32_t status = 0;
   if (const CUresult result = driver().value()->stream_is_capturing(stream, &status); result != kCudaSuccess)
-    return driver_error(result, format("cuStreamIsCapturing({})", static_cast<const void*>(stream)));
+    return driver_error(result, heed::format("cuStreamIsCapturing({})", static_cast<const void*>(stream)));
   return status != 0;  // 1: capturing, 2: a capture that has gone wrong
 }
 

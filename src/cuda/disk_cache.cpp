@@ -139,7 +139,7 @@ std::optional<std::string> payload_of(const std::string& data, std::string_view 
 std::string hash_text(std::string_view text) {
   uint64_t state[2] = {0x243f6a8885a308d3ULL, 0x13198a2e03707344ULL};
   hash_into(text, state);
-  return format("{:016x}{:016x}", state[0], state[1]);
+  return heed::format("{:016x}{:016x}", state[0], state[1]);
 }
 
 DiskCache::DiskCache(std::string folder) {
@@ -149,7 +149,7 @@ DiskCache::DiskCache(std::string folder) {
   if (reason.empty()) {
     folder_ = std::move(folder);
   } else {
-    log_message(HEED_LOG_WARNING, format("kernel cache {}: {}: kernels are kept in memory only", folder, reason));
+    log_message(HEED_LOG_WARNING, heed::format("kernel cache {}: {}: kernels are kept in memory only", folder, reason));
   }
 }
 
@@ -169,7 +169,7 @@ DiskCache::Contents DiskCache::contents() const {
 }
 
 std::string DiskCache::file(std::string_view key_text, std::string_view compiler) const {
-  return format("{}/{}.{}{}", folder_, hash_text(key_text), compiler, kSuffix);
+  return heed::format("{}/{}.{}{}", folder_, hash_text(key_text), compiler, kSuffix);
 }
 
 std::optional<std::string> DiskCache::load(std::string_view key_text, std::string_view compiler,
@@ -197,18 +197,19 @@ std::optional<std::string> DiskCache::load_file(const std::string& file, std::st
   const int fd = open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
   if (fd < 0) {
     if (errno != ENOENT)
-      log_message(HEED_LOG_WARNING, format("kernel cache {}: {}: not used", file, std::strerror(errno)));
+      log_message(HEED_LOG_WARNING, heed::format("kernel cache {}: {}: not used", file, std::strerror(errno)));
     return {};
   }
   std::optional<std::string> payload;
   struct stat facts = {};
   if (fstat(fd, &facts) != 0 || facts.st_uid != geteuid() || !S_ISREG(facts.st_mode)) {
     log_message(HEED_LOG_WARNING,
-                format("kernel cache {}: belongs to another user or is no plain file: not used", file));
+                heed::format("kernel cache {}: belongs to another user or is no plain file: not used", file));
   } else if (const std::optional<std::string> data = read_whole(fd)) {
     payload = payload_of(*data, key_text);
     if (!payload) {
-      log_message(HEED_LOG_WARNING, format("kernel cache {}: damaged or of another key: removed, compiled anew", file));
+      log_message(HEED_LOG_WARNING,
+                  heed::format("kernel cache {}: damaged or of another key: removed, compiled anew", file));
       unlink(file.c_str());
     }
   }
@@ -224,11 +225,12 @@ void DiskCache::store(std::string_view key_text, std::string_view compiler, std:
   std::string temporary;
   int fd = -1;
   do {  // the name may be taken by a killed process that had our id
-    temporary = format("{}.{}.{}{}", target, getpid(), serial.fetch_add(1), kTemporarySuffix);
+    temporary = heed::format("{}.{}.{}{}", target, getpid(), serial.fetch_add(1), kTemporarySuffix);
     fd = open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
   } while (fd < 0 && errno == EEXIST);
   if (fd < 0) {
-    log_message(HEED_LOG_WARNING, format("kernel cache {}: {}: kept in memory only", temporary, std::strerror(errno)));
+    log_message(HEED_LOG_WARNING,
+                heed::format("kernel cache {}: {}: kept in memory only", temporary, std::strerror(errno)));
     return;
   }
   const FileHeader header = header_of(key_text, payload);
@@ -238,7 +240,8 @@ void DiskCache::store(std::string_view key_text, std::string_view compiler, std:
   close(fd);
   if (written && rename(temporary.c_str(), target.c_str()) != 0) reason = errno;
   if (reason != 0) {
-    log_message(HEED_LOG_WARNING, format("kernel cache {}: {}: kept in memory only", target, std::strerror(reason)));
+    log_message(HEED_LOG_WARNING,
+                heed::format("kernel cache {}: {}: kept in memory only", target, std::strerror(reason)));
     unlink(temporary.c_str());
   }
 }

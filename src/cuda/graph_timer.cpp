@@ -18,7 +18,7 @@ constexpr int32_t kRoughRuns = 3;
 
 Status GraphTimer::open(int32_t device_index) {
   device_index_ = device_index;
-  const std::string where = format("device {}", device_index);
+  const std::string where = heed::format("device {}", device_index);
   HEED_CUDA_TRY(stream_create(&stream_, kStreamNonBlocking), "cuStreamCreate(non-blocking, " + where + ")");
   HEED_CUDA_TRY(event_create(&begin_, 0), "cuEventCreate(" + where + ")");
   HEED_CUDA_TRY(event_create(&end_, 0), "cuEventCreate(" + where + ")");
@@ -36,7 +36,7 @@ GraphTimer::~GraphTimer() {
 }
 
 Status GraphTimer::wait() {
-  HEED_CUDA_TRY(stream_synchronize(stream_), format("cuStreamSynchronize(timing, device {})", device_index_));
+  HEED_CUDA_TRY(stream_synchronize(stream_), heed::format("cuStreamSynchronize(timing, device {})", device_index_));
   return {};
 }
 
@@ -67,10 +67,11 @@ Status GraphTimer::capture(const Enqueue& work, int32_t calls) {
   for (int32_t i = 0; i < calls && status.ok(); ++i) status = work(stream_);
   CUgraph graph = nullptr;
   const CUresult ended = cuda.stream_end_capture(stream_, &graph);  // also where the work failed
-  if (status.ok() && ended != kCudaSuccess) status = driver_error(ended, format("cuStreamEndCapture({} calls)", calls));
+  if (status.ok() && ended != kCudaSuccess)
+    status = driver_error(ended, heed::format("cuStreamEndCapture({} calls)", calls));
   if (status.ok()) {
     if (const CUresult result = cuda.graph_instantiate(&graph_, graph, 0); result != kCudaSuccess)
-      status = driver_error(result, format("cuGraphInstantiateWithFlags({} calls)", calls));
+      status = driver_error(result, heed::format("cuGraphInstantiateWithFlags({} calls)", calls));
   }
   if (graph != nullptr) cuda.graph_destroy(graph);
   if (!status.ok()) return status;
@@ -79,7 +80,7 @@ Status GraphTimer::capture(const Enqueue& work, int32_t calls) {
 
 Result<double> GraphTimer::sample_us() {
   HEED_CUDA_TRY(event_record(begin_, stream_), "cuEventRecord(begin)");
-  HEED_CUDA_TRY(graph_launch(graph_, stream_), format("cuGraphLaunch({} calls)", calls_));
+  HEED_CUDA_TRY(graph_launch(graph_, stream_), heed::format("cuGraphLaunch({} calls)", calls_));
   HEED_CUDA_TRY(event_record(end_, stream_), "cuEventRecord(end)");
   const Result<double> elapsed = between_events_us();
   if (!elapsed.ok()) return elapsed.status();

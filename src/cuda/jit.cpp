@@ -51,7 +51,7 @@ std::string compiler_name() {
   const Result<const NvrtcCompiler*> compiler = nvrtc(driver_version());
   if (!compiler.ok()) return {};
   const NvrtcVersion version = nvrtc_version(*compiler.value());
-  return format("nvrtc-{}.{}", version.major, version.minor);
+  return heed::format("nvrtc-{}.{}", version.major, version.minor);
 }
 
 Result<CompiledKernel> compile_here(const KernelKey& key, const std::string& arch) {
@@ -66,12 +66,12 @@ Status load(const KernelCode& code, CUdevice device, Kernel& kernel) {
   if (const CUresult result =
           cuda.library_load_data(&library, code.cubin.data(), nullptr, nullptr, 0, nullptr, nullptr, 0);
       result != kCudaSuccess) {
-    return driver_error(result, format("cuLibraryLoadData({} bytes of {})", code.cubin.size(), code.entry));
+    return driver_error(result, heed::format("cuLibraryLoadData({} bytes of {})", code.cubin.size(), code.entry));
   }
   if (const CUresult result = cuda.library_get_kernel(&kernel.handle, library, code.entry.c_str());
       result != kCudaSuccess) {
     cuda.library_unload(library);
-    return driver_error(result, format("cuLibraryGetKernel({})", code.entry));
+    return driver_error(result, heed::format("cuLibraryGetKernel({})", code.entry));
   }
   cuda.kernel_get_attribute(&kernel.registers, kFunctionRegisters, kernel.handle, device);
   cuda.kernel_get_attribute(&kernel.local_bytes, kFunctionLocalBytes, kernel.handle, device);
@@ -86,7 +86,8 @@ Result<std::string> device_architecture(CUdevice device) {
   for (const auto& [attribute, value] :
        {std::pair{kComputeCapabilityMajor, &major}, {kComputeCapabilityMinor, &minor}}) {
     if (const CUresult result = cuda.device_get_attribute(value, attribute, device); result != kCudaSuccess)
-      return driver_error(result, format("cuDeviceGetAttribute({}, device {})", static_cast<int>(attribute), device));
+      return driver_error(result,
+                          heed::format("cuDeviceGetAttribute({}, device {})", static_cast<int>(attribute), device));
   }
   return architecture(major, minor);
 }
@@ -104,8 +105,8 @@ Status grant_shared(LoadedKernel& loaded, CUdevice device, size_t bytes) {
   const CUresult result = driver().value()->kernel_set_attribute(
       kFunctionMaxDynamicSharedBytes, static_cast<int32_t>(bytes), loaded.kernel.handle, device);
   if (result != kCudaSuccess)
-    return driver_error(result,
-                        format("cuKernelSetAttribute(MAX_DYNAMIC_SHARED_SIZE_BYTES, {}, device {})", bytes, device));
+    return driver_error(
+        result, heed::format("cuKernelSetAttribute(MAX_DYNAMIC_SHARED_SIZE_BYTES, {}, device {})", bytes, device));
   granted = bytes;
   return {};
 }
@@ -142,9 +143,9 @@ Status check_not_captured(const KernelKey& key, const std::string& arch) {
   if (!capturing.ok()) return capturing.status();
   if (!capturing.value()) return {};
   return operation_failed(
-      format("stream = {}: is being captured into a graph, and {} is not loaded yet; make the same call once, or "
-             "heed_plan_create for its problem, before the capture",
-             call_in_progress.stream, key.expression));
+      heed::format("stream = {}: is being captured into a graph, and {} is not loaded yet; make the same call once, or "
+                   "heed_plan_create for its problem, before the capture",
+                   call_in_progress.stream, key.expression));
 }
 
 }  // namespace
@@ -193,15 +194,16 @@ Status CodeTable::make(const KernelKey& key, const std::string& arch, const std:
   }
   if (policy_ == JitPolicy::kRequireCache) {
     return not_found(
-        format("HEED_JIT=require-cache: {} for {} is not in the kernel cache ({}); a process with HEED_JIT=on "
-               "that prepares the same problem puts it there",
-               key.expression, arch, disk_.folder().empty() ? "no folder" : disk_.folder()));
+        heed::format("HEED_JIT=require-cache: {} for {} is not in the kernel cache ({}); a process with HEED_JIT=on "
+                     "that prepares the same problem puts it there",
+                     key.expression, arch, disk_.folder().empty() ? "no folder" : disk_.folder()));
   }
   Result<CompiledKernel> compiled = compiler_.compile(key, arch);
   if (!compiled.ok()) return compiled.status();
   CompiledKernel& kernel = compiled.value();
   code = {std::move(kernel.entry), std::move(kernel.cubin), kernel.seconds};
-  log_message(HEED_LOG_INFO, format("compiled {} for {} in {:.2f} s", key.expression, arch, code.compile_seconds));
+  log_message(HEED_LOG_INFO,
+              heed::format("compiled {} for {} in {:.2f} s", key.expression, arch, code.compile_seconds));
   // Where a compiler turned up after its name was asked for, the code is kept in memory only.
   if (!compiler.empty()) disk_.store(text, compiler, pack(code));
   return {};
@@ -210,7 +212,7 @@ Status CodeTable::make(const KernelKey& key, const std::string& arch, const std:
 Result<const KernelCode*> CodeTable::get(const KernelKey& key, const std::string& arch) {
   const std::string text = code_text(key, arch);
   Entry* entry = find_or_insert(std::hash<std::string>{}(text), text);
-  if (entry == nullptr) return out_of_memory(format("more than {} kernels in one process", kSlots));
+  if (entry == nullptr) return out_of_memory(heed::format("more than {} kernels in one process", kSlots));
   if (!entry->is_final.load(std::memory_order_acquire)) {
     const std::lock_guard lock(entry->making);
     if (!entry->is_final.load(std::memory_order_relaxed)) {
@@ -240,12 +242,14 @@ CodeTable& code_table() {
 }
 
 std::string code_text(const KernelKey& key, const std::string& arch) {
-  std::string text = format("heed kernel\nsources {}\n{}\n{}\n", embedded_hash(), key.source, key.expression);
+  std::string text = heed::format("heed kernel\nsources {}\n{}\n{}\n", embedded_hash(), key.source, key.expression);
   for (const std::string& option : compile_options(arch)) text += option + "\n";
   return text;
 }
 
-std::string architecture(int major, int minor) { return format("sm_{}{}{}", major, minor, major == 9 ? "a" : ""); }
+std::string architecture(int major, int minor) {
+  return heed::format("sm_{}{}{}", major, minor, major == 9 ? "a" : "");
+}
 
 const std::string& embedded_hash() {
   static const std::string hash = [] {
@@ -260,7 +264,7 @@ const std::string& embedded_hash() {
 
 Result<CompiledKernel> compile_embedded(const NvrtcCompiler& compiler, const KernelKey& key, const std::string& arch) {
   const EmbeddedFile* source = source_of(key.source);
-  if (source == nullptr) return operation_failed(format("no embedded kernel source is named {}", key.source));
+  if (source == nullptr) return operation_failed(heed::format("no embedded kernel source is named {}", key.source));
   size_t count = 0;
   const EmbeddedFile* files = embedded_files(count);
   std::vector<SourceFile> headers;

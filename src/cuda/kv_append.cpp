@@ -96,15 +96,15 @@ Verdict check(const KvAppendProblem& p, const Machine&) {
   const Result<const DeviceFacts*> facts = device_facts(p.device_index);
   if (!facts.ok()) return decline(facts.status().message());
   if (facts.value()->major < 8) {
-    return decline(format("needs a GPU of compute capability 8.0 or later; device {} ({}) has {}.{}",
-                          facts.value()->index, facts.value()->name, facts.value()->major, facts.value()->minor));
+    return decline(heed::format("needs a GPU of compute capability 8.0 or later; device {} ({}) has {}.{}",
+                                facts.value()->index, facts.value()->name, facts.value()->major, facts.value()->minor));
   }
   if (p.dtype == Dtype::kF64) return decline("takes f32, f16 and bf16, not f64; ref/kv_append takes f64");
   if (p.nheads_q > kMost31 || p.nheads_kv > kMost31 || p.page_size > kMost31 || p.num_pages > kMost31) {
-    return decline(format("takes heads, page_size and num_pages of at most {}", kMost31));
+    return decline(heed::format("takes heads, page_size and num_pages of at most {}", kMost31));
   }
   if (p.batch > kMost31 / slices_of(p, *facts.value())) {
-    return decline(format("takes at most {} sequences, not {}", kMost31, p.batch));
+    return decline(heed::format("takes at most {} sequences, not {}", kMost31, p.batch));
   }
   return accept("a warp a row");
 }
@@ -126,7 +126,7 @@ Status prepare(const KvAppendProblem& p, const Machine&, Plan<KvAppendProblem>& 
   params->launch = std::move(made).value();
   params->params = planned_params(p, slices);
   Step<KvAppendProblem> step;
-  step.kernel = format("kv_append {}", dtype_name(p.dtype));
+  step.kernel = heed::format("kv_append {}", dtype_name(p.dtype));
   step.run = run;
   step.grid = std::max<int64_t>(1, p.batch) * slices;
   step.params = std::move(params);

@@ -36,9 +36,9 @@ Status launch(const Launch& l, const void* parameters, CUstream stream) {
       driver().value()->launch_kernel_ex(&config, reinterpret_cast<CUfunction>(l.kernel), arguments, nullptr);
   if (result == kCudaSuccess) return {};
   return driver_error(
-      result,
-      format("cuLaunchKernelEx({}, {} blocks of {} threads, {} bytes of shared memory, stream {}{})", l.name, l.blocks,
-             l.threads, l.shared_bytes, static_cast<const void*>(stream), l.overlaps_previous ? ", programmatic" : ""));
+      result, heed::format("cuLaunchKernelEx({}, {} blocks of {} threads, {} bytes of shared memory, stream {}{})",
+                           l.name, l.blocks, l.threads, l.shared_bytes, static_cast<const void*>(stream),
+                           l.overlaps_previous ? ", programmatic" : ""));
 }
 
 }  // namespace heed::cuda

@@ -30,7 +30,7 @@ Status allocate(int32_t device_index, size_t bytes, void*& pointer) {
   if (bytes > 0) {
     const CUresult result = driver().value()->mem_alloc(&made, bytes);
     if (result != kCudaSuccess) {
-      return driver_error(result, format("cuMemAlloc({} bytes, device {})", bytes, device_index));
+      return driver_error(result, heed::format("cuMemAlloc({} bytes, device {})", bytes, device_index));
     }
   }
   pointer = reinterpret_cast<void*>(made);
@@ -43,7 +43,7 @@ Status release(int32_t device_index, void* pointer) {
   if (pointer == nullptr) return {};
   const CUresult result = driver().value()->mem_free(address(pointer));
   return result == kCudaSuccess ? Status()
-                                : driver_error(result, format("cuMemFree({}, device {})", pointer, device_index));
+                                : driver_error(result, heed::format("cuMemFree({}, device {})", pointer, device_index));
 }
 
 Status copy_to_device(int32_t device_index, void* to, const void* from, size_t bytes) {
@@ -52,7 +52,9 @@ Status copy_to_device(int32_t device_index, void* to, const void* from, size_t b
       [&](const Driver& cuda) {
         return bytes == 0 ? kCudaSuccess : cuda.memcpy_htod_async(address(to), from, bytes, kLegacyStream);
       },
-      [&] { return format("cuMemcpyHtoDAsync(to {}, from {}, {} bytes, device {})", to, from, bytes, device_index); });
+      [&] {
+        return heed::format("cuMemcpyHtoDAsync(to {}, from {}, {} bytes, device {})", to, from, bytes, device_index);
+      });
 }
 
 Status copy_to_host(int32_t device_index, void* to, const void* from, size_t bytes) {
@@ -61,7 +63,9 @@ Status copy_to_host(int32_t device_index, void* to, const void* from, size_t byt
       [&](const Driver& cuda) {
         return bytes == 0 ? kCudaSuccess : cuda.memcpy_dtoh_async(to, address(from), bytes, kLegacyStream);
       },
-      [&] { return format("cuMemcpyDtoHAsync(to {}, from {}, {} bytes, device {})", to, from, bytes, device_index); });
+      [&] {
+        return heed::format("cuMemcpyDtoHAsync(to {}, from {}, {} bytes, device {})", to, from, bytes, device_index);
+      });
 }
 
 Status copy_on_device(int32_t device_index, void* to, const void* from, size_t bytes) {
@@ -70,7 +74,9 @@ Status copy_on_device(int32_t device_index, void* to, const void* from, size_t b
       [&](const Driver& cuda) {
         return bytes == 0 ? kCudaSuccess : cuda.memcpy_dtod_async(address(to), address(from), bytes, kLegacyStream);
       },
-      [&] { return format("cuMemcpyDtoDAsync(to {}, from {}, {} bytes, device {})", to, from, bytes, device_index); });
+      [&] {
+        return heed::format("cuMemcpyDtoDAsync(to {}, from {}, {} bytes, device {})", to, from, bytes, device_index);
+      });
 }
 
 Status fill(int32_t device_index, void* pointer, uint8_t value, size_t bytes) {
@@ -79,7 +85,9 @@ Status fill(int32_t device_index, void* pointer, uint8_t value, size_t bytes) {
       [&](const Driver& cuda) {
         return bytes == 0 ? kCudaSuccess : cuda.memset_d8_async(address(pointer), value, bytes, kLegacyStream);
       },
-      [&] { return format("cuMemsetD8Async({}, {}, {} bytes, device {})", pointer, value, bytes, device_index); });
+      [&] {
+        return heed::format("cuMemsetD8Async({}, {}, {} bytes, device {})", pointer, value, bytes, device_index);
+      });
 }
 
 Status synchronize(int32_t device_index, void* stream) {
@@ -88,7 +96,7 @@ Status synchronize(int32_t device_index, void* stream) {
   const CUresult result = driver().value()->stream_synchronize(static_cast<CUstream>(stream));
   return result == kCudaSuccess
              ? Status()
-             : driver_error(result, format("cuStreamSynchronize({}, device {})", stream, device_index));
+             : driver_error(result, heed::format("cuStreamSynchronize({}, device {})", stream, device_index));
 }
 
 Status refuse_capture(int32_t device_index, void* stream, const char* call) {
@@ -97,9 +105,9 @@ Status refuse_capture(int32_t device_index, void* stream, const char* call) {
   const Result<bool> capturing = is_capturing(static_cast<CUstream>(stream));
   if (!capturing.ok()) return capturing.status();
   if (!capturing.value()) return {};
-  return operation_failed(
-      format("stream = {}: is being captured into a graph, and {} waits for the device; call it before the capture",
-             stream, call));
+  return operation_failed(heed::format(
+      "stream = {}: is being captured into a graph, and {} waits for the device; call it before the capture", stream,
+      call));
 }
 
 }  // namespace heed::cuda

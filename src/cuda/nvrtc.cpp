@@ -83,7 +83,7 @@ void* open_in_folder(const std::filesystem::path& folder, const char* soname, st
   open_builtins(folder);
   path = file.string();
   void* library = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) tried += format("\n  {}: {}", path, dlerror());
+  if (library == nullptr) tried += heed::format("\n  {}: {}", path, dlerror());
   return library;
 }
 
@@ -126,7 +126,7 @@ std::vector<Candidate> candidates(std::string& tried) {
     if (library != nullptr) {
       found.push_back({path, library});
     } else {
-      tried += format("\n  HEED_NVRTC={}: cannot be opened", file);
+      tried += heed::format("\n  HEED_NVRTC={}: cannot be opened", file);
     }
     return found;  // named by the user: that one or none
   }
@@ -162,20 +162,20 @@ Result<const NvrtcCompiler*> open_nvrtc(int32_t driver_version) {
     auto compiler = std::make_unique<NvrtcCompiler>();
     compiler->path = candidate.path;
     if (const Status status = bind(candidate.library, *compiler); !status.ok()) {
-      tried += format("\n  {}: {}", candidate.path, status.message());
+      tried += heed::format("\n  {}: {}", candidate.path, status.message());
       continue;
     }
     if (!suits(compiler->version, driver_version)) {
-      tried +=
-          format("\n  {}: NVRTC {}.{} is newer than the driver, which is of CUDA {}.{}", candidate.path,
-                 compiler->version.major, compiler->version.minor, driver_version / 1000, driver_version % 1000 / 10);
+      tried += heed::format("\n  {}: NVRTC {}.{} is newer than the driver, which is of CUDA {}.{}", candidate.path,
+                            compiler->version.major, compiler->version.minor, driver_version / 1000,
+                            driver_version % 1000 / 10);
       continue;
     }
     return static_cast<const NvrtcCompiler*>(compiler.release());  // lives as long as the process
   }
   return Status(
       StatusCode::kInitializationFailed,
-      format("no NVRTC (pip install nvidia-cuda-nvrtc, a CUDA toolkit, or HEED_NVRTC=FILE gives one):{}", tried));
+      heed::format("no NVRTC (pip install nvidia-cuda-nvrtc, a CUDA toolkit, or HEED_NVRTC=FILE gives one):{}", tried));
 }
 
 // An error that says nothing of the source.
@@ -201,8 +201,8 @@ Status set_nvrtc_folder(const std::string& folder) {
   bool found = folder.empty();
   for (const char* soname : kSonames) found |= std::filesystem::exists(std::filesystem::path(folder) / soname, ignored);
   if (!found) {
-    return not_found(
-        format("folder = \"{}\": must hold libnvrtc.so.13 or libnvrtc.so.12 (pip install nvidia-cuda-nvrtc)", folder));
+    return not_found(heed::format(
+        "folder = \"{}\": must hold libnvrtc.so.13 or libnvrtc.so.12 (pip install nvidia-cuda-nvrtc)", folder));
   }
   const std::lock_guard lock(folder_mutex);
   given_folder() = folder;
@@ -242,7 +242,7 @@ Result<CompiledKernel> compile(const NvrtcCompiler& c, const CompileRequest& req
   if (const nvrtcResult result = c.create(&program, main_text.c_str(), main_name.c_str(),
                                           static_cast<int>(names.size()), texts.data(), names.data());
       result != 0) {
-    return transient(result, format("nvrtcCreateProgram({}): {}", main_name, c.get_error_string(result)));
+    return transient(result, heed::format("nvrtcCreateProgram({}): {}", main_name, c.get_error_string(result)));
   }
   struct Destroy {
     const NvrtcCompiler& c;
@@ -258,16 +258,16 @@ Result<CompiledKernel> compile(const NvrtcCompiler& c, const CompileRequest& req
   CompiledKernel kernel;
   kernel.log = program_log(c, program);
   if (compiled != 0) {
-    std::string text = format("NVRTC {}.{} cannot compile {} for {} ({}): {}", c.version.major, c.version.minor,
-                              request.name_expression, request.arch, c.get_error_string(compiled), kernel.log);
+    std::string text = heed::format("NVRTC {}.{} cannot compile {} for {} ({}): {}", c.version.major, c.version.minor,
+                                    request.name_expression, request.arch, c.get_error_string(compiled), kernel.log);
     return compiled == kErrorCompilation ? operation_failed(std::move(text)) : transient(compiled, std::move(text));
   }
   const char* lowered = nullptr;
   size_t bytes = 0;
   if (c.get_lowered_name(program, request.name_expression.c_str(), &lowered) != 0 ||
       c.get_cubin_size(program, &bytes) != 0 || bytes == 0) {
-    return operation_failed(format("NVRTC {}.{} made no code of {} for {}", c.version.major, c.version.minor,
-                                   request.name_expression, request.arch));
+    return operation_failed(heed::format("NVRTC {}.{} made no code of {} for {}", c.version.major, c.version.minor,
+                                         request.name_expression, request.arch));
   }
   kernel.entry = lowered;
   kernel.cubin.resize(bytes);

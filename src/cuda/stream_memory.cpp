@@ -96,7 +96,8 @@ Status allocate_on_stream(int32_t device_index, size_t bytes, void* stream, Stre
   if (block.pointer != nullptr) return {};
   CUdeviceptr made = 0;
   if (const CUresult result = allocate(bytes, static_cast<CUstream>(stream), made); result != kCudaSuccess) {
-    return driver_error(result, format("cuMemAllocAsync({} bytes, stream {}, device {})", bytes, stream, device_index));
+    return driver_error(result,
+                        heed::format("cuMemAllocAsync({} bytes, stream {}, device {})", bytes, stream, device_index));
   }
   block.pointer = reinterpret_cast<void*>(made);
   return {};
@@ -113,8 +114,8 @@ Status release_on_stream(int32_t device_index, const StreamBlock& block, void* s
   if (!scope.status().ok()) return scope.status();
   const CUresult result = driver().value()->mem_free_async(address(block.pointer), static_cast<CUstream>(stream));
   return result == kCudaSuccess ? Status()
-                                : driver_error(result, format("cuMemFreeAsync({}, stream {}, device {})", block.pointer,
-                                                              stream, device_index));
+                                : driver_error(result, heed::format("cuMemFreeAsync({}, stream {}, device {})",
+                                                                    block.pointer, stream, device_index));
 }
 
 }  // namespace heed::cuda

@@ -46,10 +46,11 @@ KernelVariant attention_fwd_variant(const AttentionFwdFeatures& f, const Attenti
   constexpr const char* kExpression =
       "heed::cuda::attention_fwd_sm80<heed::cuda::AttentionFwdVariant{{.is_bf16={},.head_dim={},.head_dim_v={},"
       ".tile_q={},.tile_k={},.warps={},.stages={},.mask={},.modified={},.gather={},.split={},.blocks={}}}>";
-  return variant_of("attention_fwd_sm80.cu",
-                    format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps, t.stages,
-                           static_cast<int>(f.mask), int{f.modified}, int{f.gather}, int{f.gather}, t.blocks),
-                    t.warps * 32, t);
+  return variant_of(
+      "attention_fwd_sm80.cu",
+      heed::format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps, t.stages,
+                   static_cast<int>(f.mask), int{f.modified}, int{f.gather}, int{f.gather}, t.blocks),
+      t.warps * 32, t);
 }
 
 KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& f, const AttentionFwdSm90Tile& t) {
@@ -57,12 +58,12 @@ KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& f, cons
       "heed::cuda::attention_fwd_sm90<heed::cuda::AttentionFwdSm90Variant{{.is_bf16={},.head_dim={},.head_dim_v={}"
       ",.consumers={},.tile_k={},.stages={},.rings={},.q_in_registers={},.ping_pong={},.blocks={},.mask={},.has_lower_"
       "end={},.lengths={},.terms={},.softcap={},.split={}}}>";
-  KernelVariant variant =
-      variant_of("attention_fwd_sm90.cu",
-                 format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.consumers, t.tile_k, t.stages, t.rings,
-                        t.q_in_registers, t.ping_pong, t.blocks, static_cast<int>(t.ranges ? kMaskRange : kMaskNone),
-                        int{f.has_lower_end || f.lengths}, int{f.lengths}, int{f.terms}, int{f.softcap}, int{f.split}),
-                 128 * (t.consumers + 1), t);
+  KernelVariant variant = variant_of(
+      "attention_fwd_sm90.cu",
+      heed::format(kExpression, int{f.is_bf16}, t.head_dim, t.head_dim_v, t.consumers, t.tile_k, t.stages, t.rings,
+                   t.q_in_registers, t.ping_pong, t.blocks, static_cast<int>(t.ranges ? kMaskRange : kMaskNone),
+                   int{f.has_lower_end || f.lengths}, int{f.lengths}, int{f.terms}, int{f.softcap}, int{f.split}),
+      128 * (t.consumers + 1), t);
   variant.shared_bytes = shared_bytes(t, f.lengths);
   if (f.lengths) variant.spill_bytes = 96;  // at D 64 beside P, else where loads are issued
   return variant;
@@ -73,8 +74,8 @@ KernelVariant attention_decode_variant(bool is_bf16, bool gather, const DecodeTi
       "heed::cuda::attention_decode_sm80<heed::cuda::AttentionFwdVariant{{.is_bf16={},.head_dim={},.head_dim_v={},"
       ".tile_q={},.tile_k={},.warps={},.mask={},.gather={},.split=1}}>";
   return variant_of("attention_decode_sm80.cu",
-                    format(kExpression, int{is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps,
-                           static_cast<int>(kMaskRange), int{gather}),
+                    heed::format(kExpression, int{is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, t.tile_k, t.warps,
+                                 static_cast<int>(kMaskRange), int{gather}),
                     t.warps * 32, t);
 }
 
@@ -82,42 +83,44 @@ KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& 
   constexpr const char* kExpression =
       "heed::cuda::attention_fwd_portable<heed::cuda::PortableVariant{{.element=heed::cuda::{},.dim={},.tile_q={},"
       ".tile_k={}}}>";
-  return variant_of("attention_fwd_portable.cu", format(kExpression, element_name(element), t.dim, t.tile_q, t.tile_k),
-                    kPortableThreads, t);
+  return variant_of("attention_fwd_portable.cu",
+                    heed::format(kExpression, element_name(element), t.dim, t.tile_q, t.tile_k), kPortableThreads, t);
 }
 
 KernelVariant combine_variant(Dtype element, int rows) {
-  return {
-      .key = {"combine.cu", format("heed::cuda::combine<heed::cuda::CombineVariant{{.element=heed::cuda::{},.warps={}"
-                                   ",.rows={}}}>",
-                                   element_name(element), kCombineWarps, rows)},
-      .threads = kCombineWarps * 32,
-      .why = rows > 1 ? "a warp a row: few splits" : "a block a row: its warps share the splits"};
+  return {.key = {"combine.cu",
+                  heed::format("heed::cuda::combine<heed::cuda::CombineVariant{{.element=heed::cuda::{},.warps={}"
+                               ",.rows={}}}>",
+                               element_name(element), kCombineWarps, rows)},
+          .threads = kCombineWarps * 32,
+          .why = rows > 1 ? "a warp a row: few splits" : "a block a row: its warps share the splits"};
 }
 
 KernelVariant check_sequences_variant() {
   constexpr int kThreads = 256;
-  return {.key = {"check_sequences.cu",
-                  format("heed::cuda::check_sequences<heed::cuda::CheckSequencesVariant{{.threads={}}}>", kThreads)},
-          .threads = kThreads,
-          .why = "a block a sequence, its threads over the pages"};
+  return {
+      .key = {"check_sequences.cu",
+              heed::format("heed::cuda::check_sequences<heed::cuda::CheckSequencesVariant{{.threads={}}}>", kThreads)},
+      .threads = kThreads,
+      .why = "a block a sequence, its threads over the pages"};
 }
 
 KernelVariant pack_mask_variant() {
   constexpr int kThreads = 256;
-  return {
-      .key = {"pack_mask.cu", format("heed::cuda::pack_mask<heed::cuda::PackMaskVariant{{.threads={}}}>", kThreads)},
-      .threads = kThreads,
-      .why = "a thread a word"};
+  return {.key = {"pack_mask.cu",
+                  heed::format("heed::cuda::pack_mask<heed::cuda::PackMaskVariant{{.threads={}}}>", kThreads)},
+          .threads = kThreads,
+          .why = "a thread a word"};
 }
 
 KernelVariant kv_append_variant(Dtype element) {
   constexpr int kThreads = 128;
-  return {.key = {"kv_append.cu", format("heed::cuda::kv_append<heed::cuda::KvAppendVariant{{.element=heed::cuda::{},"
-                                         ".threads={}}}>",
-                                         element_name(element), kThreads)},
-          .threads = kThreads,
-          .why = "a warp a row of a head"};
+  return {
+      .key = {"kv_append.cu", heed::format("heed::cuda::kv_append<heed::cuda::KvAppendVariant{{.element=heed::cuda::{},"
+                                           ".threads={}}}>",
+                                           element_name(element), kThreads)},
+      .threads = kThreads,
+      .why = "a warp a row of a head"};
 }
 
 std::vector<KernelVariant> reachable_variants(const Architecture& arch) {

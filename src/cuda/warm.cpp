@@ -49,7 +49,7 @@ Result<double> compile_seconds(const WantedKernel& kernel) {
     const double seconds = code.value()->compile_seconds;
     if (seconds > 0 && !disk_cache().load(code_text(kernel.key, kernel.arch), "")) {
       return operation_failed(
-          format("{} was compiled but could not be kept in {}", kernel.key.expression, disk_cache().folder()));
+          heed::format("{} was compiled but could not be kept in {}", kernel.key.expression, disk_cache().folder()));
     }
     return seconds;
   } catch (const std::bad_alloc&) {
@@ -74,8 +74,9 @@ Status add_kernels(const AnyProblem& problem, std::string_view arch, std::vector
       },
       problem);
   if (variants.empty()) {
-    return not_supported(format("no GPU kernel does \"{}\" on {}; heed explain says why not",
-                                std::visit([](const auto& p) { return to_string(p); }, problem), target.value().arch));
+    return not_supported(heed::format("no GPU kernel does \"{}\" on {}; heed explain says why not",
+                                      std::visit([](const auto& p) { return to_string(p); }, problem),
+                                      target.value().arch));
   }
   for (const KernelVariant& variant : variants) {
     WantedKernel kernel = {variant.key, target.value().arch};

@@ -18,35 +18,36 @@ bool in_enum(Enum value, int32_t count) {
 
 Status check_dtypes(const AttentionProblem& p) {
   if (!is_float(p.dtype)) {
-    return invalid_argument(format("dtype = {} must be f32, f16, bf16 or f64", dtype_name(p.dtype)));
+    return invalid_argument(heed::format("dtype = {} must be f32, f16, bf16 or f64", dtype_name(p.dtype)));
   }
   if (p.out_dtype != p.dtype && p.out_dtype != Dtype::kF32 && p.out_dtype != Dtype::kF64) {
-    return invalid_argument(
-        format("out_dtype = {} must be {} (as q, k, v), f32 or f64", dtype_name(p.out_dtype), dtype_name(p.dtype)));
+    return invalid_argument(heed::format("out_dtype = {} must be {} (as q, k, v), f32 or f64", dtype_name(p.out_dtype),
+                                         dtype_name(p.dtype)));
   }
   if (p.bias() && p.bias_dtype != p.dtype && p.bias_dtype != Dtype::kF32) {
     return invalid_argument(
-        format("bias_dtype = {} must be f32 or {} (as q, k, v)", dtype_name(p.bias_dtype), dtype_name(p.dtype)));
+        heed::format("bias_dtype = {} must be f32 or {} (as q, k, v)", dtype_name(p.bias_dtype), dtype_name(p.dtype)));
   }
   return {};
 }
 
 Status check_enums(const AttentionProblem& p) {
   if (!in_enum(p.pass, 2)) {
-    return invalid_argument(format("pass = {} must be 0 (forward) or 1 (backward)", static_cast<int32_t>(p.pass)));
+    return invalid_argument(
+        heed::format("pass = {} must be 0 (forward) or 1 (backward)", static_cast<int32_t>(p.pass)));
   }
   if (!in_enum(p.layout_q, 3)) {
     return invalid_argument(
-        format("layout_q = {} must be 0 (bshd), 1 (bhsd) or 2 (thd)", static_cast<int32_t>(p.layout_q)));
+        heed::format("layout_q = {} must be 0 (bshd), 1 (bhsd) or 2 (thd)", static_cast<int32_t>(p.layout_q)));
   }
   if (!in_enum(p.layout_kv, 3)) {
     return invalid_argument(
-        format("layout_kv = {} must be 0 (bshd), 1 (bhsd) or 2 (thd)", static_cast<int32_t>(p.layout_kv)));
+        heed::format("layout_kv = {} must be 0 (bshd), 1 (bhsd) or 2 (thd)", static_cast<int32_t>(p.layout_kv)));
   }
   HEED_RETURN_IF_ERROR(check_device(p.device, p.device_index, p.threads));
   if (!in_enum(p.offset_kind, 3)) {
-    return invalid_argument(format("offset_kind = {} must be 0 (bottom right), 1 (top left) or 2 (given)",
-                                   static_cast<int32_t>(p.offset_kind)));
+    return invalid_argument(heed::format("offset_kind = {} must be 0 (bottom right), 1 (top left) or 2 (given)",
+                                         static_cast<int32_t>(p.offset_kind)));
   }
   return {};
 }
@@ -56,7 +57,8 @@ Status check_sizes(const AttentionProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("nheads_q", p.nheads_q, 1, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("nheads_kv", p.nheads_kv, 1, kMaxExtent));
   if (p.nheads_q % p.nheads_kv != 0) {
-    return invalid_argument(format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
+    return invalid_argument(
+        heed::format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
   }
   HEED_RETURN_IF_ERROR(check_range("seqlen_q", p.seqlen_q, 0, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("seqlen_k", p.seqlen_k, 0, kMaxExtent));
@@ -77,13 +79,13 @@ Status check_storage(const AttentionProblem& p) {
   }
   if (p.paged() && p.seqlen_k % p.page_size != 0) {
     return invalid_argument(
-        format("seqlen_k = {} must be a multiple of page_size = {}: a capacity is whole pages "
-               "(used_k states shorter sequences)",
-               p.seqlen_k, p.page_size));
+        heed::format("seqlen_k = {} must be a multiple of page_size = {}: a capacity is whole pages "
+                     "(used_k states shorter sequences)",
+                     p.seqlen_k, p.page_size));
   }
   if (p.cache_batch > 0 && p.packed_k()) {
     return invalid_argument(
-        format("cache_batch = {} must be 0 with layout_kv = thd: packed keys have no cache rows", p.cache_batch));
+        heed::format("cache_batch = {} must be 0 with layout_kv = thd: packed keys have no cache rows", p.cache_batch));
   }
   const uint8_t score_dims = static_cast<uint8_t>((p.bias() ? p.bias_dims : 0) | (p.mask ? p.mask_dims : 0));
   if ((score_dims & kDimI) != 0 && p.packed_q() && p.seqlen_q == 0 && p.total_q > 0) {
@@ -121,21 +123,21 @@ Status check_forward(const AttentionProblem& p) {
 Status check_backward(const AttentionProblem& p) {
   if (p.paged()) {
     return invalid_argument(
-        format("page_size = {} must be 0 in the backward pass: paged caches are for the forward "
-               "pass only",
-               p.page_size));
+        heed::format("page_size = {} must be 0 in the backward pass: paged caches are for the forward "
+                     "pass only",
+                     p.page_size));
   }
   if (p.cache_batch > 0) {
     return invalid_argument(
-        format("cache_batch = {} must be 0 in the backward pass: cache_batch_idx is for the "
-               "forward pass only",
-               p.cache_batch));
+        heed::format("cache_batch = {} must be 0 in the backward pass: cache_batch_idx is for the "
+                     "forward pass only",
+                     p.cache_batch));
   }
   if (p.splits > 0) {
     return invalid_argument(
-        format("splits = {} must be 0 in the backward pass: splitting keys is for the forward pass "
-               "only",
-               p.splits));
+        heed::format("splits = {} must be 0 in the backward pass: splitting keys is for the forward pass "
+                     "only",
+                     p.splits));
   }
   if (!p.lse) return invalid_argument("lse must be present in the backward pass, which reads it");
   if (!(p.dq || p.dk || p.dv || p.dbias || p.dsinks || p.dalibi)) {
@@ -151,10 +153,10 @@ Status check_backward(const AttentionProblem& p) {
 Status check_letters(const TensorLayout& tensor) {
   for (int dim = 0; dim < 4; ++dim) {
     if ((tensor.dims >> dim & 1) != 0 && tensor.shape[dim] > 1 && tensor.stride[dim] == 0) {
-      return invalid_argument(
-          format("strides of {} = ({}, {}, {}, {}) must not be 0 in dimension {}, which is stated "
-                 "not to be broadcast",
-                 tensor.name, tensor.stride[0], tensor.stride[1], tensor.stride[2], tensor.stride[3], "bhij"[dim]));
+      return invalid_argument(heed::format(
+          "strides of {} = ({}, {}, {}, {}) must not be 0 in dimension {}, which is stated "
+          "not to be broadcast",
+          tensor.name, tensor.stride[0], tensor.stride[1], tensor.stride[2], tensor.stride[3], "bhij"[dim]));
     }
   }
   return {};
@@ -169,7 +171,7 @@ Status check_slots(const AttentionProblem& p) {
       if (slot == Slot::kBias || slot == Slot::kMask) HEED_RETURN_IF_ERROR(check_letters(tensor));
     } else if (p.align[i] != 0 || p.stride[i] != std::array<int64_t, 4>{}) {
       return invalid_argument(
-          format("strides and align of {} must be 0: the problem does not have it", slot_name(slot)));
+          heed::format("strides and align of {} must be 0: the problem does not have it", slot_name(slot)));
     }
   }
   return {};
@@ -177,18 +179,19 @@ Status check_slots(const AttentionProblem& p) {
 
 Status check_numbers(const AttentionProblem& p, const AttentionArgs& args) {
   if (!std::isfinite(args.softmax_scale)) {
-    return invalid_argument(format("softmax_scale = {} must be finite", args.softmax_scale));
+    return invalid_argument(heed::format("softmax_scale = {} must be finite", args.softmax_scale));
   }
   if (!std::isfinite(args.softcap) || (p.softcap ? args.softcap <= 0.0f : args.softcap != 0.0f)) {
-    return invalid_argument(format("softcap = {} must be {}", args.softcap,
-                                   p.softcap ? "finite and greater than 0, as the planned problem has softcap"
-                                             : "0, as the planned problem has no softcap"));
+    return invalid_argument(heed::format("softcap = {} must be {}", args.softcap,
+                                         p.softcap ? "finite and greater than 0, as the planned problem has softcap"
+                                                   : "0, as the planned problem has no softcap"));
   }
   if (!(args.dropout_p >= 0.0f && args.dropout_p <= 1.0f)) {
-    return invalid_argument(format("dropout_p = {} must be from 0 to 1", args.dropout_p));
+    return invalid_argument(heed::format("dropout_p = {} must be from 0 to 1", args.dropout_p));
   }
   if (args.dropout_p > 0.0f && !p.dropout) {
-    return invalid_argument(format("dropout_p = {} must be 0, as the planned problem has no dropout", args.dropout_p));
+    return invalid_argument(
+        heed::format("dropout_p = {} must be 0, as the planned problem has no dropout", args.dropout_p));
   }
   return {};
 }

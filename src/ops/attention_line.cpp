@@ -277,7 +277,7 @@ void print_gradients(LineWriter& out, const AttentionProblem& p) {
   bool differs = false;
   for (const Gradient& gradient : kGradients) {
     differs |= p.*gradient.member != standard.*gradient.member;
-    if (p.*gradient.member) asked += format("{}{}", asked.empty() ? "" : ",", gradient.name);
+    if (p.*gradient.member) asked += heed::format("{}{}", asked.empty() ? "" : ",", gradient.name);
   }
   if (differs) out.word("grads", asked, "");
 }
@@ -286,15 +286,15 @@ void print_masks(LineWriter& out, const AttentionProblem& p) {
   if (p.window_left == -1 && p.window_right == 0) {
     out.flag("causal", true);
   } else if (p.window_left != -1 || p.window_right != -1) {
-    out.word("window", format("{},{}", p.window_left, p.window_right), "");
+    out.word("window", heed::format("{},{}", p.window_left, p.window_right), "");
   }
   if (p.offset_kind == OffsetKind::kTopLeft) out.word("offset", "top", "");
-  if (p.offset_kind == OffsetKind::kGiven) out.word("offset", format("{}", p.q_offset), "");
+  if (p.offset_kind == OffsetKind::kGiven) out.word("offset", heed::format("{}", p.q_offset), "");
   out.number("chunk", p.chunk, 0);
   out.flag("softcap", p.softcap);
   if (p.alibi) out.flag(p.alibi_per_batch ? "alibi=bh" : "alibi", true);
   out.flag("sinks", p.sinks);
-  if (p.bias()) out.word("bias", format("{}:{}", dtype_name(p.bias_dtype), letters(p.bias_dims)), "");
+  if (p.bias()) out.word("bias", heed::format("{}:{}", dtype_name(p.bias_dtype), letters(p.bias_dims)), "");
   if (p.mask) out.flag("mask=" + letters(p.mask_dims), true);
   out.flag("dropout", p.dropout);
 }

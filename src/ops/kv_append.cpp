@@ -46,20 +46,20 @@ TensorLayout slot_layout(const KvAppendProblem& p, KvSlot slot) {
 
 Status check_enums(const KvAppendProblem& p) {
   if (!is_float(p.dtype)) {
-    return invalid_argument(format("dtype = {} must be f32, f16, bf16 or f64", dtype_name(p.dtype)));
+    return invalid_argument(heed::format("dtype = {} must be f32, f16, bf16 or f64", dtype_name(p.dtype)));
   }
   if (static_cast<uint32_t>(p.layout_new) > 2) {
     return invalid_argument(
-        format("layout_new = {} must be 0 (bshd), 1 (bhsd) or 2 (thd)", static_cast<int32_t>(p.layout_new)));
+        heed::format("layout_new = {} must be 0 (bshd), 1 (bhsd) or 2 (thd)", static_cast<int32_t>(p.layout_new)));
   }
   if (static_cast<uint32_t>(p.layout_cache) > 1) {
     return invalid_argument(
-        format("layout_cache = {} must be 0 (bshd) or 1 (bhsd)", static_cast<int32_t>(p.layout_cache)));
+        heed::format("layout_cache = {} must be 0 (bshd) or 1 (bhsd)", static_cast<int32_t>(p.layout_cache)));
   }
   HEED_RETURN_IF_ERROR(check_device(p.device, p.device_index, p.threads));
   if (static_cast<uint32_t>(p.rotary_style) > 1) {
     return invalid_argument(
-        format("rotary_style = {} must be 0 (half) or 1 (interleaved)", static_cast<int32_t>(p.rotary_style)));
+        heed::format("rotary_style = {} must be 0 (half) or 1 (interleaved)", static_cast<int32_t>(p.rotary_style)));
   }
   return {};
 }
@@ -69,7 +69,8 @@ Status check_sizes(const KvAppendProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("nheads_q", p.nheads_q, 0, kMaxExtent));
   HEED_RETURN_IF_ERROR(check_range("nheads_kv", p.nheads_kv, 1, kMaxExtent));
   if (p.nheads_q % p.nheads_kv != 0) {
-    return invalid_argument(format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
+    return invalid_argument(
+        heed::format("nheads_q = {} must be a multiple of nheads_kv = {}", p.nheads_q, p.nheads_kv));
   }
   const bool dense_q = p.has_q();
   HEED_RETURN_IF_ERROR(check_range("seqlen_q", p.seqlen_q, 0, dense_q ? kMaxExtent : 0));
@@ -83,20 +84,20 @@ Status check_sizes(const KvAppendProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("num_pages", p.num_pages, 0, p.paged() ? kMaxExtent : 0));
   HEED_RETURN_IF_ERROR(check_range("cache_batch", p.cache_batch, 0, kMaxExtent));
   if (p.paged() && p.seqlen_k % p.page_size != 0) {
-    return invalid_argument(format("seqlen_k = {} must be a multiple of page_size = {}: a capacity is whole pages",
-                                   p.seqlen_k, p.page_size));
+    return invalid_argument(heed::format(
+        "seqlen_k = {} must be a multiple of page_size = {}: a capacity is whole pages", p.seqlen_k, p.page_size));
   }
   return {};
 }
 
 Status check_rotary(const KvAppendProblem& p) {
   HEED_RETURN_IF_ERROR(check_range("rotary_dim", p.rotary_dim, 0, p.head_dim));
-  if (p.rotary_dim % 2 != 0) return invalid_argument(format("rotary_dim = {} must be even", p.rotary_dim));
+  if (p.rotary_dim % 2 != 0) return invalid_argument(heed::format("rotary_dim = {} must be even", p.rotary_dim));
   HEED_RETURN_IF_ERROR(check_range("rotary_rows", p.rotary_rows, 0, p.rotary() ? kMaxExtent : 0));
   if (p.rotary() ? p.rotary_dtype != Dtype::kF32 && p.rotary_dtype != p.dtype : p.rotary_dtype != Dtype::kNone) {
-    return invalid_argument(format(
-        "rotary_dtype = {} must be {}", dtype_name(p.rotary_dtype),
-        p.rotary() ? format("f32 or {} (as the cache)", dtype_name(p.dtype)) : std::string("none without rotary")));
+    return invalid_argument(heed::format("rotary_dtype = {} must be {}", dtype_name(p.rotary_dtype),
+                                         p.rotary() ? heed::format("f32 or {} (as the cache)", dtype_name(p.dtype))
+                                                    : std::string("none without rotary")));
   }
   if (!p.rotary() && p.rotary_style != RotaryStyle::kHalf) {
     return invalid_argument("rotary_style = 1 (interleaved) must be 0 without rotary");
@@ -190,7 +191,7 @@ Status validate(const KvAppendProblem& p) {
       HEED_RETURN_IF_ERROR(check_layout(slot_layout(p, slot), p.align[i]));
     } else if (p.align[i] != 0 || p.stride[i] != std::array<int64_t, 4>{}) {
       return invalid_argument(
-          format("strides and align of {} must be 0: the problem does not have it", slot_name(slot)));
+          heed::format("strides and align of {} must be 0: the problem does not have it", slot_name(slot)));
     }
   }
   return {};

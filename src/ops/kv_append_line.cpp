@@ -132,8 +132,8 @@ Status settle(std::span<const Field> fields, KvAppendDraft& draft) {
   KvAppendProblem& p = draft.problem;
   for (const std::string_view name : {"sk", "d"}) {
     if (find_field(fields, name) == nullptr) {
-      return invalid_argument(format("problem line: `{}=` ({}) must be given", name,
-                                     name == "d" ? "head_dim" : "seqlen_k, the cache's capacity"));
+      return invalid_argument(heed::format("problem line: `{}=` ({}) must be given", name,
+                                           name == "d" ? "head_dim" : "seqlen_k, the cache's capacity"));
     }
   }
   if (draft.sn == kUnset && p.append && !p.packed()) {

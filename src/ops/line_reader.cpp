@@ -19,7 +19,7 @@ std::string quoted(std::string_view text) {
     if (byte >= 0x20 && byte < 0x7f) {
       out += c;
     } else {
-      out += format("\\x{:02x}", byte);
+      out += heed::format("\\x{:02x}", byte);
     }
   }
   if (text.size() > kQuotedChars) out += "...";
@@ -27,14 +27,14 @@ std::string quoted(std::string_view text) {
 }
 
 Status line_error(size_t column, std::string_view reason) {
-  return invalid_argument(format("problem line, column {}: {}", column, reason));
+  return invalid_argument(heed::format("problem line, column {}: {}", column, reason));
 }
 
 template <class Number>
 Reason read_number(std::string_view text, Number& number, std::string_view kind) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error == std::errc::result_out_of_range) return format("must be {} that fits in 64 bits", kind);
-  if (error != std::errc() || end != text.data() + text.size()) return format("must be {}", kind);
+  if (error == std::errc::result_out_of_range) return heed::format("must be {} that fits in 64 bits", kind);
+  if (error != std::errc() || end != text.data() + text.size()) return heed::format("must be {}", kind);
   return {};
 }
 
@@ -61,7 +61,8 @@ Result<std::vector<Field>> split_line(std::string_view line) {
   for (size_t i = 0; i < line.size(); ++i) {
     const unsigned char byte = static_cast<unsigned char>(line[i]);
     if (byte < 0x20 || byte > 0x7e) {
-      return line_error(i + 1, format("byte 0x{:02x} must not be in a problem line: it is one line of ASCII", byte));
+      return line_error(i + 1,
+                        heed::format("byte 0x{:02x} must not be in a problem line: it is one line of ASCII", byte));
     }
     if (byte != ' ') continue;
     if (i == 0) return line_error(1, "the line must start with `attention` or `kv_append`, not with a space");
@@ -85,7 +86,7 @@ Result<std::vector<Field>> split_line(std::string_view line) {
 }
 
 Status field_error(const Field& field, std::string_view reason) {
-  return line_error(field.column, format("{}: {}", quoted(field.text), reason));
+  return line_error(field.column, heed::format("{}: {}", quoted(field.text), reason));
 }
 
 const Field* find_field(std::span<const Field> fields, std::string_view name) {
@@ -98,7 +99,7 @@ const Field* find_field(std::span<const Field> fields, std::string_view name) {
 Status check_form(const Field& field, FieldForm form) {
   if (form == FieldForm::kFlag && field.has_value) return field_error(field, "must stand alone: it is a flag");
   if (form == FieldForm::kValue && !field.has_value) {
-    return field_error(field, format("must have a value: `{}=...`", field.name));
+    return field_error(field, heed::format("must have a value: `{}=...`", field.name));
   }
   return {};
 }
@@ -116,12 +117,13 @@ Status unknown_field(const Field& field, std::span<const std::string> known) {
       }
     }
   }
-  if (!nearest.empty()) return field_error(field, format("unknown field; the nearest known one is `{}`", nearest));
+  if (!nearest.empty())
+    return field_error(field, heed::format("unknown field; the nearest known one is `{}`", nearest));
   std::string all;
   for (const std::string& name : known) {
-    if (name.find('.') == std::string::npos) all += format("{}{}", all.empty() ? "" : " ", name);
+    if (name.find('.') == std::string::npos) all += heed::format("{}{}", all.empty() ? "" : " ", name);
   }
-  return field_error(field, format("unknown field; known are {} strides.NAME align.NAME", all));
+  return field_error(field, heed::format("unknown field; known are {} strides.NAME align.NAME", all));
 }
 
 Status point_at_field(const Status& status, std::span<const Field> fields, std::span<const MemberField> members) {
@@ -131,14 +133,14 @@ Status point_at_field(const Status& status, std::span<const Field> fields, std::
   const Field* field = nullptr;
   if (member == "strides" || member == "align") {  // "strides of q = ..."
     const std::string_view rest = message.substr(std::min(message.size(), space + 4));
-    field = find_field(fields, format("{}.{}", member, rest.substr(0, rest.find(' '))));
+    field = find_field(fields, heed::format("{}.{}", member, rest.substr(0, rest.find(' '))));
   } else {
     for (const MemberField& each : members) {
       if (field == nullptr && each.member == member) field = find_field(fields, each.field);
     }
   }
   if (field != nullptr) return field_error(*field, message);
-  return {status.code(), format("problem line: {}", message)};
+  return {status.code(), heed::format("problem line: {}", message)};
 }
 
 Reason read_integer(std::string_view text, int64_t& number) { return read_number(text, number, "a whole number"); }
@@ -158,7 +160,7 @@ Reason read_integers(std::string_view text, std::span<int64_t> numbers) {
     const size_t comma = text.find(',');
     const bool last = i + 1 == numbers.size();
     if ((comma == std::string_view::npos) != last || !read_integer(text.substr(0, comma), numbers[i]).empty()) {
-      return format("must be {} whole numbers separated by commas", numbers.size());
+      return heed::format("must be {} whole numbers separated by commas", numbers.size());
     }
     text = last ? std::string_view() : text.substr(comma + 1);
   }
@@ -195,7 +197,7 @@ Reason read_layout(std::string_view text, Layout& layout) {
 }
 
 Reason read_device(std::string_view text, Device& device, int32_t& device_index) {
-  const Reason allowed = format("must be cpu, cuda or cuda:N, N from 0 to {}", kMaxDeviceIndex);
+  const Reason allowed = heed::format("must be cpu, cuda or cuda:N, N from 0 to {}", kMaxDeviceIndex);
   const std::string_view kind = text.substr(0, text.find(':'));
   device = kind == "cuda" ? Device::kCuda : Device::kCpu;
   device_index = 0;
@@ -210,7 +212,8 @@ Reason read_device(std::string_view text, Device& device, int32_t& device_index)
 }
 
 Reason set_dtype(LineDraft& draft, Dtype dtype) {
-  if (draft.dtype) return format("the dtype is {} already; give one of f32, f16, bf16, f64", dtype_name(*draft.dtype));
+  if (draft.dtype)
+    return heed::format("the dtype is {} already; give one of f32, f16, bf16, f64", dtype_name(*draft.dtype));
   draft.dtype = dtype;
   return {};
 }
@@ -231,16 +234,17 @@ Status check_lengths(std::span<const Field> fields, std::string_view name, const
   const Field* field = find_field(fields, name);
   if (field == nullptr) return {};
   if (!lengths.values.empty() && static_cast<int64_t>(lengths.values.size()) != batch) {
-    return field_error(
-        *field, format("must have one length for each of the {} sequences, not {}", batch, lengths.values.size()));
+    return field_error(*field, heed::format("must have one length for each of the {} sequences, not {}", batch,
+                                            lengths.values.size()));
   }
   int64_t largest = std::max<int64_t>(lengths.high, 0);
   for (const int64_t length : lengths.values) largest = std::max(largest, length);
-  if (largest > capacity) return field_error(*field, format("lengths must be at most {}, the capacity", capacity));
+  if (largest > capacity)
+    return field_error(*field, heed::format("lengths must be at most {}, the capacity", capacity));
   if (packed && !lengths.values.empty()) {
     const int64_t sum = default_total(lengths, batch, 0);
     if (sum > capacity) {
-      return field_error(*field, format("lengths must sum to at most {}, the packed total", capacity));
+      return field_error(*field, heed::format("lengths must sum to at most {}, the packed total", capacity));
     }
   }
   return {};

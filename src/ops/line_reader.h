@@ -89,8 +89,8 @@ template <class SlotType, int kSlots>
 bool read_slot_field(const Field& field, SlotDraft<kSlots>& draft, Status& status) {
   for (int i = 0; i < kSlots; ++i) {
     const SlotType slot = static_cast<SlotType>(i);
-    const bool strides = field.name == format("strides.{}", slot_name(slot));
-    if (!strides && field.name != format("align.{}", slot_name(slot))) continue;
+    const bool strides = field.name == heed::format("strides.{}", slot_name(slot));
+    if (!strides && field.name != heed::format("align.{}", slot_name(slot))) continue;
     status = check_form(field, FieldForm::kValue);
     if (!status.ok()) return true;
     Reason reason;
@@ -114,7 +114,7 @@ Status read_fields(std::span<const Field> fields, std::span<const FieldRule<Draf
   for (size_t i = 0; i < fields.size(); ++i) {
     const Field& field = fields[i];
     if (const Field* first = find_field(fields.first(i), field.name)) {
-      return field_error(field, format("given before, at column {}; each field at most once", first->column));
+      return field_error(field, heed::format("given before, at column {}; each field at most once", first->column));
     }
     Status status;
     Reason reason;
@@ -129,8 +129,8 @@ Status read_fields(std::span<const Field> fields, std::span<const FieldRule<Draf
       for (const auto& each : rules) known.emplace_back(each.name);
       for (const auto& each : data_rules()) known.emplace_back(each.name);
       for (int slot = 0; slot < kSlots; ++slot) {
-        known.push_back(format("strides.{}", slot_name(static_cast<SlotType>(slot))));
-        known.push_back(format("align.{}", slot_name(static_cast<SlotType>(slot))));
+        known.push_back(heed::format("strides.{}", slot_name(static_cast<SlotType>(slot))));
+        known.push_back(heed::format("align.{}", slot_name(static_cast<SlotType>(slot))));
       }
       return unknown_field(field, known);
     }
@@ -147,8 +147,8 @@ Status place_slots(std::span<const Field> fields, const SlotDraft<kSlots>& draft
     const SlotType slot = static_cast<SlotType>(i);
     if (!has_slot(problem, slot)) {
       for (const char* prefix : {"strides", "align"}) {
-        if (const Field* field = find_field(fields, format("{}.{}", prefix, slot_name(slot)))) {
-          return field_error(*field, format("must be left out: the problem has no {}", slot_name(slot)));
+        if (const Field* field = find_field(fields, heed::format("{}.{}", prefix, slot_name(slot)))) {
+          return field_error(*field, heed::format("must be left out: the problem has no {}", slot_name(slot)));
         }
       }
       continue;
@@ -159,7 +159,7 @@ Status place_slots(std::span<const Field> fields, const SlotDraft<kSlots>& draft
     }
     const int64_t align = draft.align[i] ? *draft.align[i] : natural_align(problem, slot, nullptr);
     if (align < 1 || align > 128) {
-      return field_error(*find_field(fields, format("align.{}", slot_name(slot))),
+      return field_error(*find_field(fields, heed::format("align.{}", slot_name(slot))),
                          "must be a power of two from 1 to 128");
     }
     problem.align[i] = static_cast<int32_t>(align);
@@ -173,15 +173,15 @@ void print_slots(std::string& text, const Problem& problem) {
   for (int i = 0; i < slots; ++i) {
     const SlotType slot = static_cast<SlotType>(i);
     if (!has_slot(problem, slot) || problem.stride[i] == contiguous_strides(problem, slot)) continue;
-    text += format(" strides.{}=", slot_name(slot));
+    text += heed::format(" strides.{}=", slot_name(slot));
     for (int dim = 0; dim < written_strides(slot); ++dim) {
-      text += format("{}{}", dim > 0 ? "," : "", problem.stride[i][dim]);
+      text += heed::format("{}{}", dim > 0 ? "," : "", problem.stride[i][dim]);
     }
   }
   for (int i = 0; i < slots; ++i) {
     const SlotType slot = static_cast<SlotType>(i);
     if (!has_slot(problem, slot) || problem.align[i] == natural_align(problem, slot, nullptr)) continue;
-    text += format(" align.{}={}", slot_name(slot), problem.align[i]);
+    text += heed::format(" align.{}={}", slot_name(slot), problem.align[i]);
   }
 }
 
@@ -190,13 +190,13 @@ class LineWriter {
  public:
   explicit LineWriter(std::string_view op) : text_(op) {}
   void number(std::string_view name, int64_t value, int64_t standard) {
-    if (value != standard) text_ += format(" {}={}", name, value);
+    if (value != standard) text_ += heed::format(" {}={}", name, value);
   }
   void word(std::string_view name, std::string_view value, std::string_view standard) {
-    if (value != standard) text_ += format(" {}={}", name, value);
+    if (value != standard) text_ += heed::format(" {}={}", name, value);
   }
   void flag(std::string_view name, bool value) {
-    if (value) text_ += format(" {}", name);
+    if (value) text_ += heed::format(" {}", name);
   }
   std::string& text() { return text_; }
 

@@ -70,9 +70,9 @@ Reason read_fill(LineDraft& draft, std::string_view text) {
       const Reason reason = read_real(text.substr(star + 1), draft.data.fill_factor);
       return reason.empty() ? reason : "must have a finite number after `*`";
     }
-    known += format("{}{}", known.empty() ? "" : ", ", fill);
+    known += heed::format("{}{}", known.empty() ? "" : ", ", fill);
   }
-  return format("must be one of {}, with *FACTOR after it or without", known);
+  return heed::format("must be one of {}, with *FACTOR after it or without", known);
 }
 
 constexpr FieldRule<LineDraft> kDataRules[] = {
@@ -93,12 +93,12 @@ constexpr FieldRule<LineDraft> kDataRules[] = {
 
 void print_lengths(std::string& text, std::string_view name, const Lengths& lengths) {
   if (!lengths.given()) return;
-  text += format(" {}=", name);
+  text += heed::format(" {}=", name);
   if (lengths.values.empty()) {
-    text += format("uniform:{}..{}", lengths.low, lengths.high);
+    text += heed::format("uniform:{}..{}", lengths.low, lengths.high);
     return;
   }
-  for (size_t i = 0; i < lengths.values.size(); ++i) text += format("{}{}", i > 0 ? "," : "", lengths.values[i]);
+  for (size_t i = 0; i < lengths.values.size(); ++i) text += heed::format("{}{}", i > 0 ? "," : "", lengths.values[i]);
 }
 
 Result<ProblemLine> parse_line(std::string_view line) {
@@ -116,17 +116,17 @@ std::span<const FieldRule<LineDraft>> data_rules() { return kDataRules; }
 
 void print_data(std::string& text, const DataFields& data) {
   const DataFields standard;
-  if (data.scale) text += format(" scale={}", *data.scale);
-  if (data.softcap_value != standard.softcap_value) text += format(" softcap_value={}", data.softcap_value);
-  if (data.p != standard.p) text += format(" p={}", data.p);
+  if (data.scale) text += heed::format(" scale={}", *data.scale);
+  if (data.softcap_value != standard.softcap_value) text += heed::format(" softcap_value={}", data.softcap_value);
+  if (data.p != standard.p) text += heed::format(" p={}", data.p);
   print_lengths(text, "lq", data.lq);
   print_lengths(text, "lk", data.lk);
   print_lengths(text, "lpad", data.leftpad);
   if (data.pages_shuffled) text += " pages=shuffled";
-  if (data.seed != standard.seed) text += format(" seed={}", data.seed);
+  if (data.seed != standard.seed) text += heed::format(" seed={}", data.seed);
   if (data.fill != standard.fill || data.fill_factor != standard.fill_factor) {
-    text += format(" fill={}", data.fill);
-    if (data.fill_factor != standard.fill_factor) text += format("*{}", data.fill_factor);
+    text += heed::format(" fill={}", data.fill);
+    if (data.fill_factor != standard.fill_factor) text += heed::format("*{}", data.fill_factor);
   }
 }
 

@@ -41,7 +41,7 @@ bool overlaps(const TensorLayout& tensor) {
 }
 
 std::string list(const std::array<int64_t, 4>& numbers) {
-  return format("({}, {}, {}, {})", numbers[0], numbers[1], numbers[2], numbers[3]);
+  return heed::format("({}, {}, {}, {})", numbers[0], numbers[1], numbers[2], numbers[3]);
 }
 
 }  // namespace
@@ -76,71 +76,74 @@ Status check_layout(const TensorLayout& tensor, int32_t align) {
   for (int dim = 0; dim < 4; ++dim) {
     const int64_t stride = tensor.stride[dim];
     if (!has_dim(tensor, dim) && stride != 0) {
-      return invalid_argument(format("strides of {} = {} must be 0 in a dimension that it does not have or broadcasts",
-                                     tensor.name, list(tensor.stride)));
+      return invalid_argument(
+          heed::format("strides of {} = {} must be 0 in a dimension that it does not have or broadcasts", tensor.name,
+                       list(tensor.stride)));
     }
     if (stride < 0) {
-      return invalid_argument(format("strides of {} = {} must not be negative", tensor.name, list(tensor.stride)));
+      return invalid_argument(
+          heed::format("strides of {} = {} must not be negative", tensor.name, list(tensor.stride)));
     }
   }
   if (tensor.unit_inner && has_dim(tensor, tensor.inner) && tensor.stride[tensor.inner] != 1) {
     return invalid_argument(
-        format("strides of {} = {} must be 1 in the last dimension", tensor.name, list(tensor.stride)));
+        heed::format("strides of {} = {} must be 1 in the last dimension", tensor.name, list(tensor.stride)));
   }
   if (has_elements(tensor.shape)) {
     if (span_bytes(tensor) < 0) {
-      return invalid_argument(format("sizes of {} = {} with strides {} must reach less than 2^63 bytes", tensor.name,
-                                     list(tensor.shape), list(tensor.stride)));
+      return invalid_argument(heed::format("sizes of {} = {} with strides {} must reach less than 2^63 bytes",
+                                           tensor.name, list(tensor.shape), list(tensor.stride)));
     }
     if (tensor.output && overlaps(tensor)) {
       return invalid_argument(
-          format("strides of {} = {} must give every element of the output {} an address of its own", tensor.name,
-                 list(tensor.stride), list(tensor.shape)));
+          heed::format("strides of {} = {} must give every element of the output {} an address of its own", tensor.name,
+                       list(tensor.stride), list(tensor.shape)));
     }
   }
   const int64_t least = dtype_bytes(tensor.dtype);
   if (align < least || align > kMaxAlign || (align & (align - 1)) != 0) {
-    return invalid_argument(format("align of {} = {} must be a power of two from {} (one {} element) to {}",
-                                   tensor.name, align, least, dtype_name(tensor.dtype), kMaxAlign));
+    return invalid_argument(heed::format("align of {} = {} must be a power of two from {} (one {} element) to {}",
+                                         tensor.name, align, least, dtype_name(tensor.dtype), kMaxAlign));
   }
   if (const int32_t natural = natural_align(tensor, nullptr); align > natural) {
-    return invalid_argument(format("align of {} = {} must divide its byte strides: at most {} with strides {}",
-                                   tensor.name, align, natural, list(tensor.stride)));
+    return invalid_argument(heed::format("align of {} = {} must divide its byte strides: at most {} with strides {}",
+                                         tensor.name, align, natural, list(tensor.stride)));
   }
   return {};
 }
 
 Status check_range(std::string_view name, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return {};
-  const std::string limit = high == kMaxExtent ? std::string("2^60") : format("{}", high);
-  return invalid_argument(format("{} = {} must be from {} to {}", name, value, low, limit));
+  const std::string limit = high == kMaxExtent ? std::string("2^60") : heed::format("{}", high);
+  return invalid_argument(heed::format("{} = {} must be from {} to {}", name, value, low, limit));
 }
 
 Status missing_pointer(std::string_view what) {
-  return invalid_argument(format("{} = NULL must be an address: the problem has this tensor", what));
+  return invalid_argument(heed::format("{} = NULL must be an address: the problem has this tensor", what));
 }
 
 Status unexpected_pointer(std::string_view what) {
-  return invalid_argument(format("{} must be NULL: the problem that was planned does not have this tensor", what));
+  return invalid_argument(
+      heed::format("{} must be NULL: the problem that was planned does not have this tensor", what));
 }
 
 Status misaligned_pointer(std::string_view what, const void* pointer, int64_t align) {
-  return invalid_argument(format("{} = {:#x} must be a multiple of {} bytes, as the planned problem promises", what,
-                                 reinterpret_cast<uintptr_t>(pointer), align));
+  return invalid_argument(heed::format("{} = {:#x} must be a multiple of {} bytes, as the planned problem promises",
+                                       what, reinterpret_cast<uintptr_t>(pointer), align));
 }
 
 Status check_workspace(const void* workspace, size_t workspace_bytes, size_t needed) {
   if (needed == 0) return {};
   if (workspace == nullptr) {
-    return invalid_argument(format("workspace = NULL must be an address: the plan needs {} bytes", needed));
+    return invalid_argument(heed::format("workspace = NULL must be an address: the plan needs {} bytes", needed));
   }
   if (workspace_bytes < needed) {
     return invalid_argument(
-        format("workspace_bytes = {} must be at least {}, which the plan needs", workspace_bytes, needed));
+        heed::format("workspace_bytes = {} must be at least {}, which the plan needs", workspace_bytes, needed));
   }
   if (reinterpret_cast<uintptr_t>(workspace) % kWorkspaceAlign != 0) {
-    return invalid_argument(format("workspace = {:#x} must be a multiple of {} bytes",
-                                   reinterpret_cast<uintptr_t>(workspace), kWorkspaceAlign));
+    return invalid_argument(heed::format("workspace = {:#x} must be a multiple of {} bytes",
+                                         reinterpret_cast<uintptr_t>(workspace), kWorkspaceAlign));
   }
   return {};
 }
