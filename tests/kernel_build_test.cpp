@@ -254,8 +254,7 @@ TEST_P(KernelBuild, EveryReachableVariant) {
   times.measure_again(kLongestSeconds, most_median);
   std::printf(
       "%s, NVRTC %d.%d: %zu variants in %.0f s of CPU; on a core of its own median %.2f s, worst %.2f s (%s); "
-      "yardstick "
-      "%.2f s\n",
+      "yardstick %.2f s\n",
       arch.name, version.major, version.minor, variants.size(), total, times.median_seconds(), times.longest_seconds(),
       times.longest().c_str(), times.yardstick());
   EXPECT_LE(times.longest_seconds(), kLongestSeconds) << times.longest();
