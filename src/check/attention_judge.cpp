@@ -274,8 +274,8 @@ class AttentionJudge {
 
   // ---- the report -------------------------------------------------------------------------------------------------
 
-  void finish_slot(Slot slot, double largest, Report& report) {
-    if (judge(slot)) report.tensors.push_back(judge(slot)->finish(kSmallest * largest));
+  void finish_slot(Slot slot, double largest, Report& report, double of_one = 0) {
+    if (judge(slot)) report.tensors.push_back(judge(slot)->finish(kSmallest * largest, of_one, p_.head_dim));
   }
 
   // dsinks, dalibi_slopes: [nheads_q] or [batch][nheads_q].
@@ -299,8 +299,10 @@ class AttentionJudge {
     const double scale = std::fabs(static_cast<double>(a_.softmax_scale));
     finish_slot(Slot::kOut, largest.v * (1 + largest.turn), report);
     finish_slot(Slot::kLse, 0, report);
-    finish_slot(Slot::kDq, scale * largest.ds * largest.k, report);
-    finish_slot(Slot::kDk, scale * largest.ds * largest.q, report);
+    // dS is rounded to the inputs' dtype before it is multiplied.
+    const double one = dtype_bytes(p_.dtype) == 2 ? scale * ulp(p_.dtype, largest.multiplied_ds) : 0.0;
+    finish_slot(Slot::kDq, scale * largest.ds * largest.k, report, one * largest.k);
+    finish_slot(Slot::kDk, scale * largest.ds * largest.q, report, one * largest.q);
     finish_slot(Slot::kDv, largest.p * largest.dout, report);
     finish_slot(Slot::kDbias, (p_.bias_dims & kDimJ) != 0 ? largest.ds : largest.ds_of_row, report);
     if (p_.dsinks) {

@@ -107,15 +107,16 @@ void TensorJudge::never_written(const Place& place) {
   worst_ = place;
 }
 
-heed_check_tensor TensorJudge::finish(double smallest) {
+heed_check_tensor TensorJudge::finish(double smallest, double of_one, int64_t row_size) {
   heed_check_tensor result = {};
   result.struct_size = sizeof result;
   const double slack = ulp(dtype_, max_want_) + smallest;
   result.max_error = max_error_;
-  result.max_bound = own_bounds_ ? worst_bound_ : 2 * max_plain_ + slack;
+  result.max_bound = own_bounds_ ? worst_bound_ : 2 * max_plain_ + slack + of_one;
   result.norm_error = std::sqrt(sum_error_);
   result.norm_bound = own_bounds_ ? std::sqrt(sum_bound_)
-                                  : 2 * std::sqrt(sum_plain_) + std::sqrt(static_cast<double>(num_finite_)) * slack;
+                                  : 2 * std::sqrt(sum_plain_) + std::sqrt(static_cast<double>(num_finite_)) * slack +
+                                        std::sqrt(static_cast<double>(row_size)) * of_one;
   const bool too_far = own_bounds_ ? worst_excess_ > 1 : max_error_ > result.max_bound;
   if (too_far) {
     const double worst_error = std::fabs(worst_got_ - worst_want_);

@@ -32,8 +32,9 @@ class TensorJudge {
   void never_written(const Place& place);
 
   bool failed() const { return !reason_.empty(); }
-  // `smallest`: 2^-20 times the largest factor entering the sums.
-  heed_check_tensor finish(double smallest);
+  // `smallest`: 2^-20 times the largest factor entering the sums. `of_one`: what one rounding of a factor to 16 bits is worth
+  // in the elements of one row, which are `row_size`.
+  heed_check_tensor finish(double smallest, double of_one = 0, int64_t row_size = 0);
 
  private:
   bool compare_special(const Place& place, double got, double want);

@@ -283,6 +283,7 @@ void AttentionRows<Real>::backward(int64_t h, int64_t i, Real* dq, SummedGradien
   add_sums(h, i, row.sink * (dlse - delta), sums);
 
   for (const int64_t j : shown_) ds_[j] = rounded(p.softcap ? ds_[j] * cap_slope_[j] : ds_[j]);  // now dX
+  for (const int64_t j : shown_) raise(magnitudes_.multiplied_ds, ds_[j]);
   std::fill(dq, dq + d_qk, Real{0});
   add_rows(ds_.data(), shown_.data(), static_cast<int64_t>(shown_.size()), k_.data(), d_qk, d_qk, dq);
   for (int64_t d = 0; d < d_qk; ++d) dq[d] *= scale_;

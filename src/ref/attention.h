@@ -50,9 +50,10 @@ struct Magnitudes {
   double turn = 0;
   // Backward, P = exp(S - lse) of two f32 numbers: each is off by half an ulp of its size at least, and P carries that.
   // So what P enters counts max(1, |S| / 4, |lse| / 4) fold.
-  double p = 1;      // P_ij itself
-  double ds = 0;     // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
-  double dsink = 0;  // P_i,sink (|delta_i| + |dlse_i|)
+  double p = 1;              // P_ij itself
+  double ds = 0;             // P_ij (|dP_ij| + |delta_i| + |dlse_i|): the gradient of a score, its parts not cancelled
+  double multiplied_ds = 0;  // |dS_ij| itself, as it is multiplied by q and k
+  double dsink = 0;          // P_i,sink (|delta_i| + |dlse_i|)
   // Sums over a row, as delta and lse are off alike in all of it: of what `ds` is of, and of |p - j| times that.
   double ds_of_row = 0, dalibi = 0;
 };

@@ -44,6 +44,20 @@ TEST(Bound, FrobeniusNormHasItsOwn) {
   EXPECT_STREQ(report.reason, "out: error norm 0.00995 > bound 0.002 over 100 elements");
 }
 
+// Of a factor that every element of a row shares.
+TEST(Bound, OneRoundingOfAFactorIsOneRows) {
+  const auto judged_rows = [](double error, int64_t rows) {
+    TensorJudge judge("dq", Dtype::kF16, "bhid");
+    for (int64_t i = 0; i < 100; ++i)
+      for (int64_t d = 0; d < 4; ++d) judge.compare({0, 0, i, d}, i < rows ? error : 0.0, 0, 0);
+    return judge.finish(0, 0x1p-10, 4);
+  };
+  EXPECT_TRUE(judged_rows(0x1p-10, 1).passed);
+  EXPECT_FALSE(judged_rows(0x1.1p-10, 1).passed);
+  EXPECT_FALSE(judged_rows(0x1p-10, 2).passed);
+  EXPECT_TRUE(judged_rows(0x1p-15, 100).passed);
+}
+
 TEST(Bound, TheReasonNamesTheWorstPlace) {
   const heed_check_tensor report = judged(0.113, 0.118, 0.1175);
   EXPECT_STREQ(report.reason, "out[b=1,h=3,i=17,d=5] = 0.113: want 0.118, error 0.005 > bound 0.001");
