@@ -153,8 +153,10 @@ constexpr int tile_q(const AttentionFwdSm90Tile& t) { return 64 * t.consumers; }
 constexpr int shared_bytes(const AttentionFwdSm90Tile& t, bool lengths = false) {
   const int boxes = (t.head_dim + 63) / 64, boxes_v = (t.head_dim_v + 63) / 64;
   const int out = t.head_dim > 128 ? 0 : t.consumers * boxes_v * 64 * 128;  // else it leaves straight from registers
-  return t.consumers * boxes * 64 * 128 + t.stages * t.tile_k * 128 * (boxes + boxes_v) + out +
-         8 * (4 * t.stages + (lengths ? 3 : 2) * t.consumers) + 4 * t.consumers * (lengths ? kSequenceWords : 1);
+  const int stages_v = t.stages + (t.rings == 2 && t.head_dim > 192 ? 1 : 0);
+  return t.consumers * boxes * 64 * 128 + t.tile_k * 128 * (t.stages * boxes + stages_v * boxes_v) + out +
+         8 * (2 * (t.stages + stages_v) + (lengths ? 3 : 2) * t.consumers) +
+         4 * t.consumers * (lengths ? kSequenceWords : 1);
 }
 
 // Where a turn is short, what the variant with lengths adds to it counts: 51 queries and 867 keys of D 256 12.5 us without it,

@@ -57,6 +57,28 @@ TEST(EmulatedSm90, Ranges) {
       "");
 }
 
+// Consumers without rows are those of the first tile.
+TEST(EmulatedSm90, ConsumersWithoutRows) {
+  constexpr AttentionFwdSm90Variant kD128Causal = {.head_dim = 128,
+                                                   .head_dim_v = 128,
+                                                   .consumers = 3,
+                                                   .tile_k = 64,
+                                                   .stages = 4,
+                                                   .q_in_registers = 1,
+                                                   .mask = kMaskRange};
+  for (const int queries : {1, 64, 65, 191, 192, 193, 257}) {
+    const Case c = {.nheads_q = 2,
+                    .seqlen_q = queries,
+                    .seqlen_k = 260,
+                    .head_dim = 128,
+                    .head_dim_v = 128,
+                    .right = 0,
+                    .offset = queries % 2 == 0 ? 0 : kBottomRight,
+                    .hidden_nan = true};
+    EXPECT_EQ(failure_of<kD128Causal>(c, 30), "") << queries;
+  }
+}
+
 // Whole tiles hidden at either end, rows that see nothing, hidden values that are NaN.
 TEST(EmulatedSm90, Windows) {
   for (const int offset : {-150, 0, 60, 500}) {

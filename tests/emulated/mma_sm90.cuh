@@ -84,6 +84,7 @@ inline void tma_load(u32 dst, const TensorMap& map, u32 barrier, i32 column, i32
   });
 }
 inline void tma_store(const TensorMap& map, u32 src, i32 column, i32 inner, i32 outer, i32 sequence) {
+  if (column < 0 || inner < 0 || outer < 0 || sequence < 0) emulated::fail("a bulk store that begins before the tensor");
   emulated::Fiber* const fiber = emulated::block->current;
   ++fiber->stores_left;
   emulated::add_copy([=, m = map] {

@@ -261,6 +261,11 @@ TEST(CudaPlan, HopperForward) {
   EXPECT_EQ(many.grid, facts.multiprocessors);
   EXPECT_TRUE(many.counts_tiles);
   EXPECT_GE(many.section_heads * many.num_tiles_q, 2 * many.grid);
+  // Sections of heads: as many as fit the L2 cache; of long sequences eight at least, all of one size.
+  EXPECT_EQ(planned("b=32 hq=8 sq=512 d=256 bf16 causal").section_heads, facts.l2_bytes * 3 / 4 / (512 * 512 * 2));
+  EXPECT_EQ(planned("hq=16 sq=16384 d=256 bf16 causal").section_heads, 8);
+  EXPECT_EQ(planned("b=3 hq=5 sq=16384 d=256 bf16 causal").section_heads, 15);
+  EXPECT_EQ(planned("hq=3 sq=65536 d=256 bf16 causal").section_heads, 3);
   EXPECT_FALSE(planned("b=16 hq=16 sq=1024 d=128 bf16").counts_tiles);
   // Packed: a tile of each sequence more than its rows fill, from a counter whatever the mask.
   const Configuration packed = planned("b=16 hq=16 d=128 bf16 layout_q=thd layout_kv=thd tq=16384 tk=16384");

@@ -80,13 +80,17 @@ constexpr AttentionFwdSm90Variant kCausal = {.consumers = 2, .mask = kMaskRange}
                                   kFull = {.consumers = 2, .mask = kMaskNone},
                                   kWindow = {.consumers = 2, .mask = kMaskRange, .has_lower_end = 1};
 
-// Every tile once; under causal masks, within a section, none longer than the one before it, and full sections last.
+// Every tile once; consumers without rows last or, under masks, first; under causal masks, within a section, no tile longer than the
+// one before it, and full sections last.
 TEST(Sm90Work, OrderOfTiles) {
   Random random(5);
   for (int n = 0; n < 200; ++n) {
     AttentionFwdSm90Params a = {};
     AttentionFwdParams& p = a.common;
     p.num_tiles_q = random.in(1, 20);
+    constexpr i64 kRows = Layout<kCausal>::kTileQ;
+    p.seqlen_q = p.num_tiles_q * kRows - random.in(0, kRows - 1);
+    const i32 last = static_cast<i32>((p.seqlen_q + 63) / 64 * 64 - kRows);  // full, but for a consumer's rows
     p.nheads_q = static_cast<i32>(random.in(1, 9));
     p.batch = random.in(1, 9);
     p.longest_first = n % 2;
@@ -104,7 +108,9 @@ TEST(Sm90Work, OrderOfTiles) {
     }
     EXPECT_EQ(causal.size(), static_cast<size_t>(p.num_tiles_q) * heads);
     EXPECT_EQ(full.size(), causal.size());
-    EXPECT_EQ(std::get<0>(*full.rbegin()), (p.num_tiles_q - 1) * Layout<kFull>::kTileQ);
+    EXPECT_EQ(std::get<0>(*full.rbegin()), (p.num_tiles_q - 1) * kRows);
+    EXPECT_EQ(std::get<0>(*causal.rbegin()), last);
+    EXPECT_EQ(std::get<0>(*causal.begin()), last - (p.num_tiles_q - 1) * kRows);
     if (!p.longest_first || p.num_tiles_q == 1) continue;
     EXPECT_EQ(changes + 1, (heads + p.heads_per_section - 1) / p.heads_per_section);
     EXPECT_EQ(first_section, ((heads - 1) % p.heads_per_section + 1) * p.num_tiles_q);
@@ -141,13 +147,17 @@ void expect_every_visible_key(Random& random) {
     return (kV.mask == kMaskNone || key < row + a.hi_shift) && (!kV.has_lower_end || key >= row + a.lo_shift);
   };
   constexpr i32 kRows = Layout<kV>::kTileQ, kKeys = kV.tile_k;
-  for (i32 row0 = 0; row0 < q_len; row0 += kRows) {
+  for (i32 row0 = -rows_ahead<kV>(q_len); row0 < q_len; row0 += kRows) {
     const TileRange all = tiles_of_rows<kV>(visible, row0, std::min(row0 + kRows, q_len) - 1);
     for (i32 first = row0; first < row0 + kRows; first += 64) {
       const i32 last = std::min(first + 64, q_len) - 1;
       const TileRange own = tiles_of_rows<kV>(visible, first, last);
       if (own.end > own.begin) {
         ASSERT_TRUE(all.begin <= own.begin && own.end <= all.end);
+      }
+      if (first < 0) {
+        ASSERT_EQ(own.end, own.begin) << "of a consumer without rows";
+        continue;
       }
       const i32 unmasked_end = visible.hi(first) / kKeys;
       const i32 unmasked_begin = kV.has_lower_end ? (visible.lo(last) + kKeys - 1) / kKeys : 0;

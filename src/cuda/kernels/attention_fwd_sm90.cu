@@ -54,7 +54,8 @@ __device__ __forceinline__ u32 tile_after(const AttentionFwdSm90Params& a, u32 i
 template <AttentionFwdSm90Variant kV>
 __device__ __forceinline__ void produce(const AttentionFwdSm90Params& a, u32 shared, const Barriers<kV>& barriers) {
   using L = Layout<kV>;
-  Ring<kV.stages> k_ring{0, 1}, v_ring{0, 1};
+  Ring<kV.stages> k_ring{0, 1};
+  Ring<L::kStagesV> v_ring{0, 1};
   u32 q_parity = 1;
   const u32 total = static_cast<u32>(a.num_work_tiles);
   u32 next;
@@ -168,7 +169,8 @@ struct Consumer {
   const Barriers<kV> barriers;
   const int group, lane, warp;
   const u32 k_at, q_at, k_low, v_low;
-  Ring<kV.stages> k_ring{0, 0}, v_ring{0, 0};
+  Ring<kV.stages> k_ring{0, 0};
+  Ring<L::kStagesV> v_ring{0, 0};
   Queries<kV> q;
   Softmax state;
   float acc_o[L::kOut], acc_s[L::kScores];
@@ -356,7 +358,7 @@ struct Consumer {
     TileRange own = all;
     if constexpr (!kV.ping_pong) own = tiles_of(first, last);
     if (own.end <= own.begin) own.begin = own.end = all.begin;
-    const i32 unmasked_end = visible.hi(first) / kV.tile_k;
+    const i32 unmasked_end = visible.hi(first_query<kV>(first)) / kV.tile_k;
     const i32 unmasked_begin = kV.has_lower_end ? (visible.lo(last) + kV.tile_k - 1) / kV.tile_k : 0;
 
     i32 n = all.end - 1;
@@ -533,8 +535,9 @@ __global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
     prefetch_tensormap(a.out_map);
     for (int i = 0; i < kV.stages; ++i) {
       mbarrier_init(barriers.k_full(i), 1), mbarrier_init(barriers.k_empty(i), 4 * kV.consumers);
-      mbarrier_init(barriers.v_full(i), 1), mbarrier_init(barriers.v_empty(i), 4 * kV.consumers);
     }
+    for (int i = 0; i < L::kStagesV; ++i)
+      mbarrier_init(barriers.v_full(i), 1), mbarrier_init(barriers.v_empty(i), 4 * kV.consumers);
     for (int i = 0; i < kV.consumers; ++i) {
       mbarrier_init(barriers.q_full(i), kV.lengths ? 2 : 1), mbarrier_init(barriers.q_empty(i), 4);
       if constexpr (kV.lengths) mbarrier_init(barriers.work_full(i), 1);

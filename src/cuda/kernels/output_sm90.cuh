@@ -147,6 +147,7 @@ __device__ __forceinline__ void finish(const AttentionFwdSm90Params& a, const Wo
   const AttentionFwdParams& p = a.common;
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
   const i32 each = queries_each<kV>(a), first = work.row0 + group * each;
+  if (kV.mask != kMaskNone && !kV.lengths && first < 0) return;  // a consumer without rows
   const bool split = splits_keys<kV>(p);
   u32 redo = 0;
   if constexpr (kV.mask != kMaskNone) {

@@ -52,7 +52,7 @@ struct AttentionFwdSm90Variant {
   int head_dim_v = 64;
   int consumers = 2;  // warpgroups of 64 query rows
   int tile_k = 128;
-  int stages = 2;  // of K and V each
+  int stages = 2;  // of K, and at D 256 one less than of V
   int rings = 1;   // 1: a stage holds K of a tile and V of the tile before it; 2: K and V come and go by themselves
   int q_in_registers = 0;
   int ping_pong = 0;  // consumers issue their products in turn

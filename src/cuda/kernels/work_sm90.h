@@ -14,7 +14,7 @@ namespace heed::cuda {
 
 // The rows of one turn of the block's loop. Behind b: variants with lengths only.
 struct Work {
-  i32 row0, head, b;                       // first query; first head of those that share the tile
+  i32 row0, head, b;  // first query, or below 0 by rows_ahead; first head of those that share the tile
   i32 q_begin = 0, q_len = 0, k_len = 0;   // row of query 0 in q, out and lse; queries and keys that count
   i32 written_begin = 0, written_end = 0;  // queries whose rows are written: from q_len on, padding
   i32 lo_shift = 0, hi_shift = 0;          // as in AttentionFwdSm90Params, of this sequence
@@ -30,7 +30,9 @@ struct Layout {
   static constexpr u32 kBytesQ = kChunks * kChunkQ, kBytesO = kChunksV * kChunkQ;  // of a consumer
   static constexpr u32 kBytesK = kChunks * kChunkK, kBytesV = kChunksV * kChunkK;  // of a stage
   static constexpr bool kOutStaged = kV.head_dim <= 128;  // else O leaves straight from registers: memory is short
-  static constexpr u32 kK = kV.consumers * kBytesQ, kVAt = kK + kV.stages * kBytesK, kO = kVAt + kV.stages * kBytesV,
+  // A stage of V is given back at the end of the step that uses it, one of K before: one more where memory has room for it.
+  static constexpr int kStagesV = kV.stages + (kV.rings == 2 && kV.head_dim > 192 ? 1 : 0);
+  static constexpr u32 kK = kV.consumers * kBytesQ, kVAt = kK + kV.stages * kBytesK, kO = kVAt + kStagesV * kBytesV,
                        kBarriers = kO + (kOutStaged ? kV.consumers * kBytesO : 0);
 
   static constexpr int kThreads = 128 * (kV.consumers + 1), kTileQ = 64 * kV.consumers;
@@ -56,20 +58,21 @@ struct Layout {
 
 template <AttentionFwdSm90Variant kV>
 struct Barriers {
+  static constexpr int kStagesV = Layout<kV>::kStagesV, kOfStages = 2 * (kV.stages + kStagesV);
   u32 base;
   HEED_DEVICE u32 k_full(int stage) const { return base + 8 * stage; }
   HEED_DEVICE u32 k_empty(int stage) const { return base + 8 * (kV.stages + stage); }
   HEED_DEVICE u32 v_full(int stage) const { return base + 8 * (2 * kV.stages + stage); }
-  HEED_DEVICE u32 v_empty(int stage) const { return base + 8 * (3 * kV.stages + stage); }
-  HEED_DEVICE u32 q_full(int consumer) const { return base + 8 * (4 * kV.stages + consumer); }
-  HEED_DEVICE u32 q_empty(int consumer) const { return base + 8 * (4 * kV.stages + kV.consumers + consumer); }
+  HEED_DEVICE u32 v_empty(int stage) const { return base + 8 * (2 * kV.stages + kStagesV + stage); }
+  HEED_DEVICE u32 q_full(int consumer) const { return base + 8 * (kOfStages + consumer); }
+  HEED_DEVICE u32 q_empty(int consumer) const { return base + 8 * (kOfStages + kV.consumers + consumer); }
   // Where the producer says which tile of rows a consumer's Q is of; kNoMore after the last.
   HEED_DEVICE u32 q_tile(int consumer) const {
-    return base + 8 * ((kV.lengths ? 3 : 2) * kV.consumers + 4 * kV.stages) + Layout<kV>::kTileWords * 4 * consumer;
+    return base + 8 * (kOfStages + (kV.lengths ? 3 : 2) * kV.consumers) + Layout<kV>::kTileWords * 4 * consumer;
   }
   // Lengths: the same, one place for even turns and one for odd ones, so that a consumer may look again; what there is to do,
   // likewise; and the keys that its rows see, [lo, hi), which it has read when it gives Q back.
-  HEED_DEVICE u32 work_full(int consumer) const { return base + 8 * (4 * kV.stages + 2 * kV.consumers + consumer); }
+  HEED_DEVICE u32 work_full(int consumer) const { return base + 8 * (kOfStages + 2 * kV.consumers + consumer); }
   HEED_DEVICE u32 sequence_work(int consumer, u32 parity) const {
     return q_tile(consumer) + parity * (4 * (kSequenceWorkWords + kStepWords));
   }
@@ -150,6 +153,12 @@ struct TileRange {
   i32 begin = 0, end = 0;
 };
 
+// Of rows from `row` on, the first that is a query.
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 first_query(i32 row) {
+  return kV.mask == kMaskNone || kV.lengths ? row : at_least(row, 0);
+}
+
 // Tiles of the keys that rows see, the first of them from lo on, the last of them up to hi.
 template <AttentionFwdSm90Variant kV>
 HEED_DEVICE TileRange tiles_between(i32 lo, i32 hi, bool has_rows) {
@@ -171,7 +180,8 @@ HEED_DEVICE TileRange of_split(const AttentionFwdParams& p, const Work& work, Ti
 }
 template <AttentionFwdSm90Variant kV>
 HEED_DEVICE TileRange tiles_of_rows(const Visible<kV>& visible, i32 first, i32 last) {
-  return tiles_between<kV>(visible.lo(first), visible.hi(last), last >= first);
+  const i32 query = first_query<kV>(first);
+  return tiles_between<kV>(visible.lo(query), visible.hi(last), last >= query);
 }
 
 // From rows_per_query.
@@ -218,6 +228,16 @@ HEED_DEVICE MapPlace place_of_rows(const AttentionFwdSm90Params& a, const Work& 
   return {row, work.head};
 }
 
+// Where later rows see more keys, consumers without rows are best in the first tile, whose rows see the fewest: tiles begin so
+// many rows before row 0. They are moved by whole consumers, whose diagonals go along with tiles of keys. (With lengths it
+// cost more than it gave.)
+template <AttentionFwdSm90Variant kV>
+HEED_DEVICE i32 rows_ahead(i64 queries) {
+  if (kV.mask == kMaskNone || kV.lengths || kV.consumers == 1) return 0;
+  const u32 used = (static_cast<u32>(queries) + 63) / 64 % kV.consumers;  // of the tile that is not full
+  return used == 0 ? 0 : static_cast<i32>((kV.consumers - used) * 64);
+}
+
 // Full: rows of a head one after the other, so that blocks that run together share its K and V. Ranges: the heaviest rows
 // first, within sections of heads whose K and V fit the L2 cache together; a section that is not full comes first, as a
 // few heads' longest rows at the end would keep a few blocks busy alone.
@@ -244,8 +264,8 @@ HEED_DEVICE Work work_at(const AttentionFwdSm90Params& a, u32 index) {
     tile = rest / here;
     batch_head = section * section_heads + rest % here;
   }
-  Work work = {static_cast<i32>(tile) * queries_of_tile<kV>(a), static_cast<i32>(batch_head % heads * sharing),
-               static_cast<i32>(batch_head / heads)};
+  Work work = {static_cast<i32>(tile) * queries_of_tile<kV>(a) - rows_ahead<kV>(p.seqlen_q),
+               static_cast<i32>(batch_head % heads * sharing), static_cast<i32>(batch_head / heads)};
   work.split = split;
   return work;
 }
