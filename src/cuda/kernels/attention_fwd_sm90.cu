@@ -539,7 +539,7 @@ __global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
     for (int i = 0; i < L::kStagesV; ++i)
       mbarrier_init(barriers.v_full(i), 1), mbarrier_init(barriers.v_empty(i), 4 * kV.consumers);
     for (int i = 0; i < kV.consumers; ++i) {
-      mbarrier_init(barriers.q_full(i), kV.lengths ? 2 : 1), mbarrier_init(barriers.q_empty(i), 4);
+      mbarrier_init(barriers.q_full(i), kV.lengths ? 1 + 32 : 1), mbarrier_init(barriers.q_empty(i), 4);
       if constexpr (kV.lengths) mbarrier_init(barriers.work_full(i), 1);
     }
     fence_mbarrier_init();

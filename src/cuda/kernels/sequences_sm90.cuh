@@ -200,8 +200,7 @@ __device__ __forceinline__ void scout(const AttentionFwdSm90Params& a, const Bar
         --left;
       else
         scout_rows<kV>(a, barriers, consumer, parity ^ 1, lane);
-      __syncwarp();
-      if (lane == 0) mbarrier_arrive(barriers.q_full(consumer));
+      mbarrier_arrive(barriers.q_full(consumer));  // every lane, as every lane has written
     }
   }
 }
