@@ -10,21 +10,6 @@ namespace {
 constexpr Rates kRates = {0.6e6, 30e3};
 constexpr int64_t kMostRows = 16;  // queries of a sequence, heads of a group counted
 
-int64_t usual_rows(const AttentionProblem& p) { return usual_queries(p) * p.gqa_ratio(); }
-
-// Why decode does not take the problem with so many rows (queries of a sequence times heads of a group); "" where it does.
-std::string feature_limits(const AttentionProblem& p, int64_t rows) {
-  if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16)
-    return heed::format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype));
-  if (p.softcap || p.bias() || p.alibi || p.dropout || p.mask)
-    return "takes no softcap, bias, ALiBi, dropout or mask tensor; cuda/attention_fwd_sm80 takes them";
-  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || row_align(p) < 16)
-    return "takes rows that start on 16 bytes and multiples of 8 as head dims; cuda/attention_fwd_portable takes any";
-  if (p.out_dtype == Dtype::kF32 && rows > 8)
-    return "writes out in f32 for at most 8 queries, heads of a group counted; cuda/attention_fwd_sm80 takes more";
-  return {};
-}
-
 Configuration configuration_of(const AttentionProblem& p, const DecodeTile& tile) {
   Configuration c;
   c.tile_q = tile.tile_q;
@@ -32,18 +17,6 @@ Configuration configuration_of(const AttentionProblem& p, const DecodeTile& tile
   c.rows_per_query = static_cast<int32_t>(p.gqa_ratio());
   cut_rows(p, c);
   return c;
-}
-
-// How many warps a block has and how many blocks share a multiprocessor: eight warps of it in all, more in flight lose
-// bandwidth (kernels/README.md). One block where that comes out even, four where blocks are soon done.
-struct Occupancy {
-  int warps, blocks_each;
-};
-Occupancy occupancy_of(const AttentionProblem& p, const DeviceFacts& facts) {
-  const int64_t blocks = p.nheads_kv * p.batch * std::max<int64_t>(1, usual_queries(p)), sms = facts.multiprocessors;
-  if (10 * blocks >= 9 * sms && blocks <= sms && p.splits == 0) return {8, 1};
-  if (usual_keys(p) <= 1024 && blocks >= 8 * sms) return {2, 4};
-  return {4, 2};
 }
 
 void finish(const AttentionProblem& p, const DecodeTile& tile, const DeviceFacts& facts, Configuration& c) {
@@ -55,9 +28,23 @@ void finish(const AttentionProblem& p, const DecodeTile& tile, const DeviceFacts
 
 }  // namespace
 
+int64_t usual_rows(const AttentionProblem& p) { return usual_queries(p) * p.gqa_ratio(); }
+
+std::string decode_limits(const AttentionProblem& p, int64_t rows) {
+  if (p.dtype != Dtype::kF16 && p.dtype != Dtype::kBf16)
+    return heed::format("multiplies f16 and bf16, not {}; cuda/attention_fwd_portable takes it", dtype_name(p.dtype));
+  if (p.softcap || p.bias() || p.alibi || p.dropout || p.mask)
+    return "takes no softcap, bias, ALiBi, dropout or mask tensor; cuda/attention_fwd_sm80 takes them";
+  if (p.head_dim % 8 != 0 || p.head_dim_v % 8 != 0 || row_align(p) < 16)
+    return "takes rows that start on 16 bytes and multiples of 8 as head dims; cuda/attention_fwd_portable takes any";
+  if (p.out_dtype == Dtype::kF32 && rows > 8)
+    return "writes out in f32 for at most 8 queries, heads of a group counted; cuda/attention_fwd_sm80 takes more";
+  return {};
+}
+
 Verdict check_attention_decode_sm80(const AttentionProblem& p, const DeviceFacts& facts) {
   if (const std::string limit = common_limits(p, facts); !limit.empty()) return decline(limit);
-  if (const std::string limit = feature_limits(p, usual_rows(p)); !limit.empty()) return decline(limit);
+  if (const std::string limit = decode_limits(p, usual_rows(p)); !limit.empty()) return decline(limit);
   if (usual_rows(p) > kMostRows) {
     return decline(
         heed::format("is for at most {} queries of a sequence, heads of a group counted, not {}; "
@@ -87,21 +74,18 @@ Configurations configure_attention_decode_sm80(const AttentionProblem& p, const 
     for (Configuration& c : alone) c.max_rows = c.partial_queries = 0;
     return alone;
   }
-  const Occupancy occupancy = occupancy_of(p, facts);
-  const DecodeTile& tile = *decode_tile(p.head_dim, p.head_dim_v, usual_rows(p), occupancy.warps);
+  // Two blocks of four warps share a multiprocessor; more in flight lose bandwidth (kernels/README.md).
+  constexpr int64_t kBlocksEach = 2;
+  const DecodeTile& tile = *decode_tile(p.head_dim, p.head_dim_v, usual_rows(p));
   Configuration c = configuration_of(p, tile);
-  cut_keys(p, int64_t{occupancy.blocks_each} * facts.multiprocessors, 4, c);
+  cut_keys(p, kBlocksEach * facts.multiprocessors, 4, c);
   finish(p, tile, facts, c);
-  // Blocks take so much shared memory that no more of them fit a multiprocessor.
-  if (tile.warps < 4)
-    c.variant.shared_bytes =
-        std::max(c.variant.shared_bytes, facts.shared_per_multiprocessor / (occupancy.blocks_each + 1));
   return {c};
 }
 
 Configurations configure_invariant_decode(const AttentionProblem& p, const DeviceFacts& facts) {
   const DecodeTile* const tile = decode_tile(p.head_dim, p.head_dim_v, p.gqa_ratio());
-  if (tile == nullptr || !feature_limits(p, p.gqa_ratio()).empty()) return {};
+  if (tile == nullptr || !decode_limits(p, p.gqa_ratio()).empty()) return {};
   Configuration c = configuration_of(p, *tile);
   c.max_rows = tile->tile_q;
   c.partial_queries = tile->tile_q / p.gqa_ratio();

@@ -533,7 +533,8 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Co
 std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const DeviceFacts& facts) {
   using Check = Verdict (*)(const AttentionProblem&, const DeviceFacts&);
   using Configure = Configurations (*)(const AttentionProblem&, const DeviceFacts&);
-  constexpr std::pair<Check, Configure> kRows[] = {{check_attention_decode_sm80, configure_attention_decode_sm80},
+  constexpr std::pair<Check, Configure> kRows[] = {{check_attention_decode_sm90, configure_attention_decode_sm90},
+                                                   {check_attention_decode_sm80, configure_attention_decode_sm80},
                                                    {check_attention_fwd_sm90, configure_attention_fwd_sm90},
                                                    {check_attention_fwd_sm80, configure_attention_fwd_sm80},
                                                    {check_attention_fwd_portable, configure_attention_fwd_portable}};

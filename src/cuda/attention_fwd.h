@@ -96,11 +96,23 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Co
 Configurations configure_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
 Configurations configure_attention_fwd_sm90(const AttentionProblem& problem, const DeviceFacts& facts);
 Configurations configure_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Configurations configure_attention_decode_sm90(const AttentionProblem& problem, const DeviceFacts& facts);
 Configurations configure_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_sm90(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_decode_sm80(const AttentionProblem& problem, const DeviceFacts& facts);
+Verdict check_attention_decode_sm90(const AttentionProblem& problem, const DeviceFacts& facts);
 Verdict check_attention_fwd_portable(const AttentionProblem& problem, const DeviceFacts& facts);
+
+// Why the decode kernels do not take the problem with so many rows (queries of a sequence times heads of a group); "" where
+// they do.
+std::string decode_limits(const AttentionProblem& problem, int64_t rows);
+// Queries of a sequence as they usually are, heads of a group counted.
+int64_t usual_rows(const AttentionProblem& problem);
+// Why bulk tensor copies cannot bring q, k, v and out; "" where they can. `nearest`: who can.
+std::string map_limits(const AttentionProblem& problem, const char* nearest);
+// Why Hopper's kernels do not run on a device; "" where they do.
+std::string hopper_limits(const DeviceFacts& facts);
 
 // What attention_fwd_sm90's parameters have besides params.common and the counter, from the problem and those: tensor maps of
 // q, k, v and out there.

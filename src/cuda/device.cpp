@@ -21,13 +21,11 @@ Result<DeviceFacts> read_facts(const Driver& cuda, int32_t index) {
     return driver_error(result, heed::format("cuDeviceGetName(device {})", index));
   facts.name = name;
   int32_t l2 = 0;
-  const std::pair<DeviceAttribute, int32_t*> attributes[] = {
-      {kComputeCapabilityMajor, &facts.major},
-      {kComputeCapabilityMinor, &facts.minor},
-      {kMultiprocessorCount, &facts.multiprocessors},
-      {kMaxSharedBytesOptin, &facts.shared_per_block},
-      {kMaxSharedBytesPerMultiprocessor, &facts.shared_per_multiprocessor},
-      {kL2CacheBytes, &l2}};
+  const std::pair<DeviceAttribute, int32_t*> attributes[] = {{kComputeCapabilityMajor, &facts.major},
+                                                             {kComputeCapabilityMinor, &facts.minor},
+                                                             {kMultiprocessorCount, &facts.multiprocessors},
+                                                             {kMaxSharedBytesOptin, &facts.shared_per_block},
+                                                             {kL2CacheBytes, &l2}};
   for (const auto& [attribute, value] : attributes) {
     if (const CUresult result = cuda.device_get_attribute(value, attribute, facts.handle); result != kCudaSuccess)
       return driver_error(result,

@@ -18,7 +18,6 @@ struct DeviceFacts {
   int32_t major = 0, minor = 0;  // compute capability
   int32_t multiprocessors = 0;
   int32_t shared_per_block = 0;  // bytes a block may be granted
-  int32_t shared_per_multiprocessor = 0;
   int64_t l2_bytes = 0;
   int64_t memory_bytes = 0;
 };

@@ -63,7 +63,6 @@ enum DeviceAttribute : int32_t {
   kL2CacheBytes = 38,
   kComputeCapabilityMajor = 75,
   kComputeCapabilityMinor = 76,
-  kMaxSharedBytesPerMultiprocessor = 81,
   kMaxSharedBytesOptin = 97,
 };
 enum FunctionAttribute : int32_t {

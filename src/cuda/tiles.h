@@ -188,25 +188,48 @@ inline constexpr DecodeTile kDecodeTiles[] = {
     {64, 64, 8, 64, 4, 0, "up to eight heads of a group"},
     {64, 64, 16, 64, 4, 0, "up to sixteen"},
     {128, 128, 8, 64, 4, 0, "up to eight heads of a group"},
-    {128, 128, 8, 64, 8, 0, "a block a multiprocessor: b16 x 8k keys of 8 heads 4.15 TB/s against 4.05 of 4 warps"},
-    {128, 128, 8, 64, 2, 0, "few keys a block: b128 x 1k keys of 32 heads 4.29 TB/s against 4.18 of 4 warps"},
     {128, 128, 16, 64, 4, 0, "up to sixteen"},
     {192, 128, 8, 64, 4, 0, "sixteen rows spill, as D 256 does with eight: attention_fwd_sm80 takes those"},
 };
 
-constexpr int shared_bytes(const DecodeTile& t) {  // f32: O, maxima, sums, flags
-  return 4 * (t.warps * t.tile_q * (t.head_dim_v + 2) + t.tile_q);
+constexpr int shared_bytes(const DecodeTile& t) {  // f32: O, maxima, sums
+  return 4 * t.warps * t.tile_q * (t.head_dim_v + kMeetingPad + 2);
 }
 
-// The tile with so many warps; where there is none, the one with 4.
-constexpr const DecodeTile* decode_tile(long long head_dim, long long head_dim_v, long long rows, int warps = 4) {
-  const DecodeTile* usual = nullptr;
-  for (const DecodeTile& t : kDecodeTiles) {
-    if (head_dim > t.head_dim || head_dim_v > t.head_dim_v || rows > t.tile_q) continue;
-    if (t.warps == warps) return &t;
-    if (usual == nullptr && t.warps == 4) usual = &t;
-  }
-  return usual;
+constexpr const DecodeTile* decode_tile(long long head_dim, long long head_dim_v, long long rows) {
+  for (const DecodeTile& t : kDecodeTiles)
+    if (head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && rows <= t.tile_q) return &t;
+  return nullptr;
+}
+
+// ---- attention_decode_sm90 ------------------------------------------------------------------------------------------
+
+// A tile of keys is a stage of the ring: 16 of each warp.
+struct DecodeSm90Tile {
+  int head_dim, head_dim_v;  // padded
+  int tile_q, warps, stages;
+  int spill_bytes;
+  const char* why;
+};
+
+inline constexpr DecodeSm90Tile kDecodeSm90Tiles[] = {
+    {64, 64, 8, 8, 6, 0, "192 KB under way"},
+    {64, 64, 16, 8, 5, 0, "160 KB: as much as fits"},
+    {128, 128, 8, 8, 3, 0, "192 KB under way"},
+    {128, 128, 16, 4, 6, 0, "192 KB under way; eight warps would leave 128"},
+    {192, 128, 8, 4, 5, 0, "200 KB: as much as fits"},
+};
+
+// Layout in kernels/attention_decode_sm90.cu.
+constexpr int tile_k(const DecodeSm90Tile& t) { return 16 * t.warps; }
+constexpr int shared_bytes(const DecodeSm90Tile& t) {
+  return t.stages * tile_k(t) * 2 * (t.head_dim + t.head_dim_v) +
+         4 * t.warps * t.tile_q * (t.head_dim_v + kMeetingPad + 2) + 16 * t.stages + 8;
+}
+constexpr const DecodeSm90Tile* decode_sm90_tile(long long head_dim, long long head_dim_v, long long rows) {
+  for (const DecodeSm90Tile& t : kDecodeSm90Tiles)
+    if (head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && rows <= t.tile_q) return &t;
+  return nullptr;
 }
 
 // ---- attention_fwd_portable -----------------------------------------------------------------------------------------
@@ -268,6 +291,10 @@ constexpr bool tiles_are_sound() {
   }
   for (const DecodeTile& t : kDecodeTiles)
     if (t.head_dim % 32 != 0 || t.head_dim_v % 64 != 0 || t.tile_q % 8 != 0 || t.tile_k % 16 != 0) return false;
+  for (const DecodeSm90Tile& t : kDecodeSm90Tiles) {
+    if (t.head_dim % 64 != 0 || t.head_dim_v % 64 != 0 || t.tile_q % t.warps != 0) return false;
+    if (shared_bytes(t) > 227 << 10) return false;
+  }
   for (const PortableTile& t : kPortableTiles)
     if (t.tile_q % 16 != 0 || t.tile_k % 8 != 0 || t.dim % 8 != 0) return false;  // 16 x 8 threads
   return true;

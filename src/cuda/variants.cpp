@@ -79,6 +79,16 @@ KernelVariant attention_decode_variant(bool is_bf16, bool gather, const DecodeTi
                     t.warps * 32, t);
 }
 
+KernelVariant attention_decode_sm90_variant(bool is_bf16, const DecodeSm90Tile& t) {
+  constexpr const char* kExpression =
+      "heed::cuda::attention_decode_sm90<heed::cuda::AttentionFwdVariant{{.is_bf16={},.head_dim={},.head_dim_v={},"
+      ".tile_q={},.tile_k={},.warps={},.stages={},.mask={},.split=1}}>";
+  return variant_of("attention_decode_sm90.cu",
+                    heed::format(kExpression, int{is_bf16}, t.head_dim, t.head_dim_v, t.tile_q, tile_k(t), t.warps,
+                                 t.stages, static_cast<int>(kMaskRange)),
+                    t.warps * 32 + 32, t);
+}
+
 KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& t) {
   constexpr const char* kExpression =
       "heed::cuda::attention_fwd_portable<heed::cuda::PortableVariant{{.element=heed::cuda::{},.dim={},.tile_q={},"
@@ -153,6 +163,9 @@ std::vector<KernelVariant> reachable_variants(const Architecture& arch) {
       }
   for (const DecodeTile& tile : kDecodeTiles)
     for (int bits = 0; bits < 4; ++bits) add(attention_decode_variant((bits & 1) != 0, (bits & 2) != 0, tile));
+  if (arch.major == 9)
+    for (const DecodeSm90Tile& tile : kDecodeSm90Tiles)
+      for (const bool is_bf16 : {false, true}) add(attention_decode_sm90_variant(is_bf16, tile));
   for (const PortableTile& tile : kPortableTiles)
     for (const Dtype element : {Dtype::kF32, Dtype::kF16, Dtype::kBf16})
       add(attention_fwd_portable_variant(element, tile));

@@ -49,6 +49,7 @@ struct AttentionFwdSm90Features {
 };
 KernelVariant attention_fwd_sm90_variant(const AttentionFwdSm90Features& features, const AttentionFwdSm90Tile& tile);
 KernelVariant attention_decode_variant(bool is_bf16, bool gather, const DecodeTile& tile);
+KernelVariant attention_decode_sm90_variant(bool is_bf16, const DecodeSm90Tile& tile);
 KernelVariant attention_fwd_portable_variant(Dtype element, const PortableTile& tile);
 // combine, `rows` of a block: 1, or kCombineWarps where there are no more splits than that.
 inline constexpr int kCombineWarps = 8;

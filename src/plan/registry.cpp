@@ -13,6 +13,7 @@ extern const Impl<AttentionProblem> kCpuAttentionBwdAvx512;
 extern const Impl<AttentionProblem> kCpuAttentionBwdAvx2;
 extern const Impl<AttentionProblem> kCpuAttentionBwdNeon;
 extern const Impl<AttentionProblem> kCpuAttentionBwdGeneric;
+extern const Impl<AttentionProblem> kCudaAttentionDecodeSm90;
 extern const Impl<AttentionProblem> kCudaAttentionDecodeSm80;
 extern const Impl<AttentionProblem> kCudaAttentionFwdSm90;
 extern const Impl<AttentionProblem> kCudaAttentionFwdSm80;
@@ -26,11 +27,10 @@ extern const Impl<KvAppendProblem> kRefKvAppend;
 template <>
 std::span<const Impl<AttentionProblem>* const> impls<AttentionProblem>() {
   static constexpr const Impl<AttentionProblem>* kRows[] = {
-      &kCpuAttentionFwdAmx,     &kCpuAttentionFwdAvx512Bf16, &kCpuAttentionFwdAvx512,
-      &kCpuAttentionFwdAvx2,    &kCpuAttentionFwdNeon,       &kCpuAttentionFwdGeneric,
-      &kCpuAttentionBwdAvx512,  &kCpuAttentionBwdAvx2,       &kCpuAttentionBwdNeon,
-      &kCpuAttentionBwdGeneric, &kCudaAttentionDecodeSm80,   &kCudaAttentionFwdSm90,
-      &kCudaAttentionFwdSm80,   &kCudaAttentionFwdPortable,  &kRefAttention,
+      &kCpuAttentionFwdAmx,   &kCpuAttentionFwdAvx512Bf16, &kCpuAttentionFwdAvx512,    &kCpuAttentionFwdAvx2,
+      &kCpuAttentionFwdNeon,  &kCpuAttentionFwdGeneric,    &kCpuAttentionBwdAvx512,    &kCpuAttentionBwdAvx2,
+      &kCpuAttentionBwdNeon,  &kCpuAttentionBwdGeneric,    &kCudaAttentionDecodeSm90,  &kCudaAttentionDecodeSm80,
+      &kCudaAttentionFwdSm90, &kCudaAttentionFwdSm80,      &kCudaAttentionFwdPortable, &kRefAttention,
   };
   return kRows;
 }

@@ -299,6 +299,10 @@ struct float2 {
   float x, y;
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 
 inline void __syncwarp() { emulated::exchange(0); }
 inline void __syncthreads() {

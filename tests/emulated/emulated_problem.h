@@ -14,7 +14,7 @@
 #include "cuda_emulated.h"
 
 namespace heed::cuda {
-inline unsigned char smem[16];  // emulated::shared is what addresses mean
+inline unsigned char smem[256 << 10];  // what pointers mean; addresses mean emulated::shared
 }
 
 #include "attention_fwd_sm90.cu"
@@ -76,6 +76,7 @@ struct Case {
   bool by_sequence = true, by_head = true, by_row = true;  // of bias and mask
   int key_stride = 1;                                      // of bias and mask
   float bias_times = 1.0f;
+  bool out_is_f32 = false;
 };
 
 class Problem {
@@ -110,6 +111,7 @@ class Problem {
     k = tensor(k_batch, k_rows, c.nheads_kv, c.head_dim, 1.0f);
     v = tensor(k_batch, k_rows, c.nheads_kv, c.head_dim_v, 1.0f);
     out.assign(size_t(q_batch) * q_rows * c.nheads_q * c.head_dim_v, kUntouched);
+    if (c.out_is_f32) out_f32.assign(out.size(), std::nanf(""));
     lse.assign(size_t(q_batch) * q_rows * c.nheads_q, std::nanf(""));
     for (int h = 0; h < c.nheads_q; ++h) sinks.push_back(normal_(random_));
     make_terms();
@@ -122,6 +124,7 @@ class Problem {
     AttentionFwdSm90Params a = {};
     AttentionFwdParams& p = a.common;
     p.q = q.data(), p.k = k.data(), p.v = v.data(), p.out = out.data(), p.lse = lse.data();
+    if (c_.out_is_f32) p.out = out_f32.data(), p.out_is_f32 = 1;
     p.sinks = c_.sinks ? sinks.data() : nullptr;
     p.q_stride = strides(q_rows, c_.nheads_q, c_.head_dim, c_.packed_q);
     p.k_stride = strides(k_rows, c_.nheads_kv, c_.head_dim, c_.packed_k);
@@ -143,7 +146,7 @@ class Problem {
     p.leftpad_k = c_.leftpad.empty() ? nullptr : c_.leftpad.data();
     p.cache_batch_idx = c_.cache_rows.empty() ? nullptr : c_.cache_rows.data();
     p.cache_rows = k_batch, p.chunk = c_.chunk, p.min_rows = c_.min_rows;
-    p.sequence_status = c_.packed_q || c_.page_size > 0 ? status.data() : nullptr;
+    p.sequence_status = c_.packed_q || c_.page_size > 0 || !c_.bad.empty() ? status.data() : nullptr;
     p.page_table = c_.page_size > 0 ? page_table.data() : nullptr;
     p.page_size = c_.page_size, p.num_pages = k_batch, p.page_table_step = 1, p.page_table_stride = pages_each;
     p.softcap = c_.softcap;
@@ -241,6 +244,7 @@ class Problem {
   std::vector<Sequence> sequences;
   int q_batch, q_rows, k_batch, k_rows;
   std::vector<uint16_t> q, k, v, out;
+  std::vector<float> out_f32;
   std::vector<float> lse, sinks;
   std::vector<int> cu_q, cu_k, status, page_table;
   int pages_each = 0;
@@ -347,7 +351,7 @@ class Problem {
   float number(uint16_t bits) const { return is_bf16_ ? to_float(Bf16{bits}) : to_float(F16{bits}); }
 
   std::string judge_row(int b, int h, int i) const {
-    const double of_p = is_bf16_ ? 1.6e-2 : 2e-3;  // rounding of P and of O
+    const double of_p = c_.out_is_f32 ? 1e-4 : is_bf16_ ? 1.6e-2 : 2e-3;  // rounding of P and of O
     std::vector<double> want(c_.head_dim_v);
     const bool is_padding = i >= sequences[b].q_len;
     const double want_lse = is_padding ? -std::numeric_limits<double>::infinity() : row(b, h, i, want);
@@ -359,7 +363,8 @@ class Problem {
     if (std::isinf(want_lse) ? got != want_lse : !(std::fabs(got - want_lse) <= bound))
       return "lse " + std::to_string(got) + where + ", want " + std::to_string(want_lse);
     for (int d = 0; d < c_.head_dim_v; ++d) {
-      const float x = number(out[(at * c_.nheads_q + h) * c_.head_dim_v + d]);
+      const size_t place = (at * c_.nheads_q + h) * c_.head_dim_v + d;
+      const float x = c_.out_is_f32 ? out_f32[place] : number(out[place]);
       if (!(std::fabs(x - want[d]) <= (is_padding ? 0 : of_p * (1 + std::fabs(want[d])))))
         return "out " + std::to_string(x) + where + ", want " + std::to_string(want[d]);
     }

@@ -15,16 +15,28 @@ inline float lg2(float x) { return std::log2(x); }
 
 // Only named by what is not run here.
 inline void cp_async_16(u32, const void*, int) { emulated::fail("cp.async is not emulated"); }
-template <bool kBf16>
-u32 rest_of_pair(float, float, u32) {
-  emulated::fail("rest_of_pair is not emulated");
-  return 0;
-}
 
 inline void ldmatrix_x4(u32 (&r)[4], u32 address) {
   const emulated::Lanes rows = emulated::exchange(address);
   const u32 lane = threadIdx.x % 32;
   for (u32 m = 0; m < 4; ++m) r[m] = emulated::load<u32>(static_cast<u32>(rows.value[m * 8 + lane / 4][0]) + lane % 4 * 4);
+}
+// Lane g * 4 + t gets rows 2 t and 2 t + 1 of column g of each matrix.
+inline void ldmatrix_x4_trans(u32 (&r)[4], u32 address) {
+  const emulated::Lanes rows = emulated::exchange(address);
+  const u32 lane = threadIdx.x % 32;
+  const auto element = [&](u32 m, u32 row) {
+    return emulated::load<unsigned short>(static_cast<u32>(rows.value[m * 8 + row][0]) + lane / 4 * 2);
+  };
+  for (u32 m = 0; m < 4; ++m) r[m] = element(m, lane % 4 * 2) | u32{element(m, lane % 4 * 2 + 1)} << 16;
+}
+inline u32 movmatrix_trans(u32 x) {
+  const emulated::Lanes all = emulated::exchange(x);
+  const u32 lane = threadIdx.x % 32;
+  const auto element = [&](u32 row) {  // of column lane / 4
+    return static_cast<u32>(all.value[row * 4 + lane / 8][0] >> lane / 4 % 2 * 16) & 0xffff;
+  };
+  return element(lane % 4 * 2) | element(lane % 4 * 2 + 1) << 16;
 }
 
 // Rows and columns of a 16 x 16 fragment: lane g * 4 + t holds of registers r the row g + r % 2 * 8, columns
@@ -52,6 +64,12 @@ u32 cvt_pair(float lo, float hi) {
 template <bool kBf16>
 float cvt_to_float(unsigned short bits) {
   return emulated::to_float<kBf16>(bits);
+}
+
+template <bool kBf16>
+u32 rest_of_pair(float x, float y, u32 rounded) {
+  return cvt_pair<kBf16>(x - cvt_to_float<kBf16>(static_cast<unsigned short>(rounded)),
+                         y - cvt_to_float<kBf16>(static_cast<unsigned short>(rounded >> 16)));
 }
 
 }  // namespace heed::cuda

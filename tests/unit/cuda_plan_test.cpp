@@ -72,7 +72,8 @@ TEST(CudaPlan, EveryForwardProblemHasARowAndItsKernelsAreReachable) {
       using Row = std::pair<Verdict (*)(const AttentionProblem&, const DeviceFacts&),
                             Configurations (*)(const AttentionProblem&, const DeviceFacts&)>;
       int accepting = 0;
-      for (const Row& row : {Row{check_attention_decode_sm80, configure_attention_decode_sm80},
+      for (const Row& row : {Row{check_attention_decode_sm90, configure_attention_decode_sm90},
+                             Row{check_attention_decode_sm80, configure_attention_decode_sm80},
                              Row{check_attention_fwd_sm90, configure_attention_fwd_sm90},
                              Row{check_attention_fwd_sm80, configure_attention_fwd_sm80},
                              Row{check_attention_fwd_portable, configure_attention_fwd_portable}}) {
@@ -101,6 +102,7 @@ std::string chosen(const std::string& line) {
     Configuration mine = configure(p, facts)[0];
     if (best.kernel.empty() || mine.cost_us < best.cost_us) best = std::move(mine);
   };
+  ask(check_attention_decode_sm90(p, facts), configure_attention_decode_sm90);
   ask(check_attention_decode_sm80(p, facts), configure_attention_decode_sm80);
   ask(check_attention_fwd_sm90(p, facts), configure_attention_fwd_sm90);
   ask(check_attention_fwd_sm80(p, facts), configure_attention_fwd_sm80);
@@ -110,10 +112,10 @@ std::string chosen(const std::string& line) {
 
 TEST(CudaPlan, Choices) {
   EXPECT_EQ(chosen("attention b=1 hq=32 hkv=8 sq=1 sk=131072 d=128 bf16"),
-            "attention_decode_sm80 rows 8 k64 d128/128 split");
+            "attention_decode_sm90 rows 8 k128 d128/128 split");
   EXPECT_EQ(chosen("attention b=128 hq=32 hkv=32 sq=1 sk=1024 d=128 bf16"),
-            "attention_decode_sm80 rows 8 k64 d128/128");
-  EXPECT_EQ(chosen("attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
+            "attention_decode_sm90 rows 8 k128 d128/128");
+  EXPECT_EQ(chosen("attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16"), "attention_decode_sm90 rows 8 k128 d128/128");
   EXPECT_EQ(chosen("attention b=8 hq=16 sq=2048 d=64 bf16"), "attention_fwd_sm90 q256 k64 d64/64");
   EXPECT_EQ(chosen("attention hq=16 sq=128 d=64 bf16 lse"), "attention_fwd_sm90 q64 k128 d64/64");
   EXPECT_EQ(chosen("attention b=256 hq=8 sq=64 d=64 bf16 lse"), "attention_fwd_sm90 q64 k64 d64/64");
@@ -140,7 +142,7 @@ TEST(CudaPlan, Choices) {
       chosen("attention b=8 hq=32 hkv=8 sq=8 sk=4096 d=128 causal bf16 used_k").ends_with(" lengths shared split"));
   EXPECT_EQ(chosen("attention b=2 hq=32 hkv=8 sq=2048 d=128 causal bf16"), "attention_fwd_sm90 q192 k64 d128/128");
   EXPECT_EQ(chosen("attention hq=16 sq=512 d=128 bf16 causal"), "attention_fwd_sm90 q64 k64 d128/128");
-  EXPECT_EQ(chosen("attention hq=32 hkv=8 sq=1 sk=64 d=128 bf16"), "attention_decode_sm80 rows 8 k64 d128/128");
+  EXPECT_EQ(chosen("attention hq=32 hkv=8 sq=1 sk=64 d=128 bf16"), "attention_decode_sm90 rows 8 k128 d128/128");
   EXPECT_TRUE(chosen("attention hq=2 sq=64 sk=65536 d=64 bf16").ends_with(" split"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=64 f32").starts_with("attention_fwd_portable f32"));
   EXPECT_TRUE(chosen("attention b=8 hq=16 sq=2048 d=60 bf16").starts_with("attention_fwd_portable bf16"));
@@ -154,6 +156,10 @@ TEST(CudaPlan, SplitsFillTheDevice) {
                            "attention b=16 hq=32 hkv=8 sq=1 sk=8192 d=128 bf16 device=cuda",
                            "attention b=8 hq=64 hkv=8 sq=1 sk=32768 d=128 bf16 device=cuda",
                            "attention b=1 hq=8 sq=1 sk=65536 d=64 f16 device=cuda"}) {
+    const Configuration ring = configure_attention_decode_sm90(problem_of(line), facts)[0];
+    const double turns = static_cast<double>(ring.blocks) / static_cast<double>(ring.grid);
+    EXPECT_GE(static_cast<double>(ring.grid), 0.9 * facts.multiprocessors) << line;
+    EXPECT_GE(turns / std::ceil(turns), 0.8) << line << ": " << ring.blocks;
     const Configuration c = configure_attention_decode_sm80(problem_of(line), facts)[0];
     const double waves = static_cast<double>(c.blocks) * c.variant.threads / (256.0 * facts.multiprocessors);
     EXPECT_GE(waves / std::ceil(waves), 0.8) << line << ": " << c.blocks;

@@ -11,15 +11,14 @@
 // keys that it has in P, and interleaves pairs of keys.  g = lane / 4, t = lane % 4.
 // In flight: K of the next step from the moment S is done, V of the next step from the moment O is: 512 B a lane at D 128.
 //
-// Shared memory, f32, only at the end: O [warps][tile_q][Dv] | maxima [warps][tile_q] | sums [warps][tile_q] | flags.
+// Shared memory only at the end, where the warps meet: decode.cuh.
+#include "decode.cuh"
 #include "output.cuh"
 #include "params.h"
 #include "ptx.cuh"
 #include "rows.cuh"
 
 namespace heed::cuda {
-
-constexpr int kStep = 16;  // keys of a warp's step
 
 // What one lane has in flight of one step of keys.
 template <AttentionFwdVariant kV>
@@ -114,79 +113,6 @@ __device__ __forceinline__ u32 word_of(const uint4& x, int i) {
   return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
 }
 
-// Keys that row lane % tile_q sees: held by a lane each and asked for by shuffle, as registers are short in the loop.
-struct LaneRow {
-  i32 lo, hi;
-};
-
-// Hidden scores -inf, in units of log2. s[group][e]: key g + e / 2 * 8, row group * 8 + 2 t + e % 2.
-template <AttentionFwdVariant kV, int kGroups>
-__device__ __forceinline__ void finish_scores(float (&s)[kGroups][4], const AttentionFwdParams& p, const BlockWork& w,
-                                              const RowMap& rows, const LaneRow& mine, i32 j0, i32 end, bool whole,
-                                              float scale_log2, int lane) {
-  const float kInf = __int_as_float(0x7f800000);
-#pragma unroll
-  for (int group = 0; group < kGroups; ++group)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      s[group][e] = __fmul_rn(s[group][e], scale_log2);  // one number, in the maximum and in the exponent
-      if (!whole && j0 + lane / 4 + e / 2 * 8 >= end) s[group][e] = -kInf;
-    }
-  if constexpr (kV.mask != kMaskNone) {
-    if (whole) return;
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int row = group * 8 + lane % 4 * 2 + e;
-        const i32 lo = __shfl_sync(0xffffffffu, mine.lo, row), hi = __shfl_sync(0xffffffffu, mine.hi, row);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const i32 j = j0 + lane / 4 + half * 8;
-          if (j < lo || j >= hi) s[group][half * 2 + e] = -kInf;
-        }
-      }
-  }
-}
-
-// The exact online step of one warp: maxima over the step's keys, O and sums rescaled.
-template <int kGroups, int kOut>
-__device__ __forceinline__ void raise_maxima(const float (&s)[kGroups][4], float (&top)[kGroups][2],
-                                             float (&sum)[kGroups][2], float (&acc_o)[kGroups][kOut][4]) {
-  const float kInf = __int_as_float(0x7f800000);
-#pragma unroll
-  for (int group = 0; group < kGroups; ++group)
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float next = fmaxf(s[group][e], s[group][2 + e]);
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) next = fmaxf(next, __shfl_xor_sync(0xffffffffu, next, step));
-      next = fmaxf(next, top[group][e]);
-      const float alpha = ex2(top[group][e] - (next == -kInf ? 0.0f : next));
-      top[group][e] = next;
-      sum[group][e] *= alpha;
-#pragma unroll
-      for (int n = 0; n < kOut; ++n) acc_o[group][n][e] *= alpha, acc_o[group][n][2 + e] *= alpha;
-    }
-}
-
-// Probabilities into `x`; false where a row's maximum has to be raised first (also where it is still -inf: inf or NaN here).
-template <int kGroups>
-__device__ __forceinline__ bool exponentials(const float (&s)[kGroups][4], const float (&top)[kGroups][2],
-                                             float (&x)[kGroups][4], bool settled) {
-  const float kInf = __int_as_float(0x7f800000);
-  bool fits = true;
-#pragma unroll
-  for (int group = 0; group < kGroups; ++group)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const float reference = settled && top[group][e % 2] == -kInf ? 0.0f : top[group][e % 2];
-      x[group][e] = ex2(s[group][e] - reference);
-      fits = fits && x[group][e] <= 16384.0f;
-    }
-  return settled || __all_sync(0xffffffffu, fits);
-}
-
 // O^T += V^T P^T for a step of keys.
 template <AttentionFwdVariant kV, int kGroups, int kOut>
 __device__ __forceinline__ void multiply_pv(float (&acc_o)[kGroups][kOut][4], const KeyFragments<kV>& f,
@@ -218,8 +144,7 @@ template <AttentionFwdVariant kV>
 __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
     attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
   using F = KeyFragments<kV>;
-  constexpr int kGroups = kV.tile_q / 8, kOut = F::kHalves * 4, kThreads = kV.warps * 32;
-  constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
+  constexpr int kGroups = kV.tile_q / 8, kOut = F::kHalves * 4;
   const float kInf = __int_as_float(0x7f800000);
   extern __shared__ __align__(16) float shared[];
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -268,14 +193,11 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
         q[group][c][0] = x.x, q[group][c][1] = x.y, q[group][c][2] = x.z, q[group][c][3] = x.w;
       }
     }
-    LaneRow mine = {0, end};
-    if constexpr (kV.mask != kMaskNone) {
-      const KeyRange seen = visible_keys(p, w.k_len, min(rows.query(lane % kV.tile_q), max(0, w.q_len - 1)) + w.offset);
-      mine.lo = static_cast<i32>(seen.lo), mine.hi = static_cast<i32>(seen.hi);
-    }
+    const KeyRange seen = visible_keys(p, w.k_len, min(rows.query(lane % kV.tile_q), max(0, w.q_len - 1)) + w.offset);
+    const LaneRow mine = {static_cast<i32>(seen.lo), static_cast<i32>(seen.hi)};
     // Keys that every row sees: there nothing is hidden.
-    const i32 full_lo = kV.mask == kMaskNone ? 0 : __shfl_sync(0xffffffffu, mine.lo, kV.tile_q - 1);
-    const i32 full_hi = kV.mask == kMaskNone ? end : min(end, __shfl_sync(0xffffffffu, mine.hi, 0));
+    const i32 full_lo = __shfl_sync(0xffffffffu, mine.lo, kV.tile_q - 1);
+    const i32 full_hi = min(end, __shfl_sync(0xffffffffu, mine.hi, 0));
 
 #pragma unroll 1
     for (; j0 < end; j0 += kV.warps * kStep) {
@@ -298,33 +220,21 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
       }
       reader.load_k(f, next);  // past the end: the last key again, which is not used
 
-      finish_scores<kV>(s, p, w, rows, mine, j0, end, j0 >= full_lo && j0 + kStep <= full_hi, scale_log2, lane);
+      finish_scores(s, mine, j0, end, j0 >= full_lo && j0 + kStep <= full_hi, scale_log2, lane);
       float x[kGroups][4];
       if (!exponentials(s, top, x, false)) {
         raise_maxima(s, top, sum, acc_o);
         exponentials(s, top, x, true);
       }
-      u32 probability[kGroups][2];  // B fragments: keys 2t, 2t + 1 (+ 8) of row g
+      u32 probability[kGroups][2];
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        sum[group][0] += x[group][0] + x[group][2];
-        sum[group][1] += x[group][1] + x[group][3];
-        probability[group][0] = movmatrix_trans(cvt_pair<kV.is_bf16>(x[group][0], x[group][1]));
-        probability[group][1] = movmatrix_trans(cvt_pair<kV.is_bf16>(x[group][2], x[group][3]));
-      }
+      for (int group = 0; group < kGroups; ++group)
+        sum[group][0] += x[group][0] + x[group][2], sum[group][1] += x[group][1] + x[group][3];
+      round_probabilities<kV.is_bf16 != 0>(x, probability);
       multiply_pv<kV>(acc_o, f, probability);
-      // And the part of P that rounding left out, as the error bound of f32 has no room for it; sixteen rows have no
-      // registers for it.
-      if (kGroups == 1 && p.out_is_f32) {
-        u32 rest[kGroups][2];
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group)
-#pragma unroll
-          for (int i = 0; i < 2; ++i) {
-            const float *pair = x[group] + 2 * i;
-            rest[group][i] = movmatrix_trans(rest_of_pair<kV.is_bf16>(pair[0], pair[1], cvt_pair<kV.is_bf16>(pair[0], pair[1])));
-          }
-        multiply_pv<kV>(acc_o, f, rest);
+      if (kGroups == 1 && p.out_is_f32) {  // sixteen rows have no registers for it
+        round_rest<kV.is_bf16 != 0>(x, probability);
+        multiply_pv<kV>(acc_o, f, probability);
       }
       reader.load_v(f, next);
       reader.advance();
@@ -332,79 +242,19 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
     }
   }
 
-  // The warps meet. Thread: one row and every (kThreads / tile_q)th column; warps summed in order.
-  float* all_o = shared;
-  float* all_top = all_o + kV.warps * kV.tile_q * kV.head_dim_v;
-  float* all_sum = all_top + kV.warps * kV.tile_q;
-  u32* flags = reinterpret_cast<u32*>(all_sum + kV.warps * kV.tile_q);
-  if (thread == 0) flags[0] = 0;
+  const Meeting<kV> meeting(shared);
+  bring_sums<kV>(meeting, top, sum, warp, lane);
 #pragma unroll
   for (int group = 0; group < kGroups; ++group)
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      float total = sum[group][e];
-#pragma unroll
-      for (int step = 4; step < 32; step *= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
-      const int row = group * 8 + lane % 4 * 2 + e;
-      if (lane / 4 == 0) all_top[warp * kV.tile_q + row] = top[group][e], all_sum[warp * kV.tile_q + row] = total;
+    for (int e = 0; e < 2; ++e)
 #pragma unroll
       for (int n = 0; n < kOut; ++n)
-        *reinterpret_cast<float2*>(all_o + (warp * kV.tile_q + row) * kV.head_dim_v + n / 4 * 64 + lane / 4 * 8 +
-                                   n % 4 * 2) = make_float2(acc_o[group][n][e], acc_o[group][n][2 + e]);
-    }
+        *reinterpret_cast<float2*>(meeting.row(warp, group * 8 + lane % 4 * 2 + e) + n / 4 * 64 + lane / 4 * 8 + n % 4 * 2) =
+            make_float2(acc_o[group][n][e], acc_o[group][n][2 + e]);
   __syncthreads();
-
-  constexpr int kThreadsPerRow = kThreads / kV.tile_q;
-  const int row = thread / kThreadsPerRow;
-  const i32 query = rows.query(row), head = rows.head(row);
-  if (query < w.q_rows) {
-    float best = -kInf, total = 0.0f, weight[kV.warps];
-#pragma unroll
-    for (int i = 0; i < kV.warps; ++i) best = fmaxf(best, all_top[i * kV.tile_q + row]);
-    float sink = -kInf;
-    const bool split = writes_partials<kV>(p);
-    if (!split && p.sinks != nullptr && query < w.q_len) sink = p.sinks[head] * kLog2e;
-    best = fmaxf(best, sink);
-    const float reference = best == -kInf ? 0.0f : best;
-#pragma unroll
-    for (int i = 0; i < kV.warps; ++i) {
-      weight[i] = ex2(all_top[i * kV.tile_q + row] - reference);
-      total += all_sum[i * kV.tile_q + row] * weight[i];
-    }
-    total += ex2(sink - reference);
-    const bool counts = query < w.q_len;
-    if (!counts) total = 0.0f;
-    const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
-    const i64 slot = split ? partial_slot(p, w, head, query) : 0;
-    const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
-    bool nan = false;
-    for (int column = thread % kThreadsPerRow; column < p.head_dim_v; column += kThreadsPerRow) {
-      float y = 0.0f;
-#pragma unroll
-      for (int i = 0; i < kV.warps; ++i) y = fmaf(weight[i], all_o[(i * kV.tile_q + row) * kV.head_dim_v + column], y);
-      y = counts ? y * inverse : 0.0f;
-      nan = nan || y != y;
-      if (split)
-        p.partial_out[slot * p.head_dim_v + column] = y;
-      else if (p.out_is_f32)
-        static_cast<float*>(p.out)[at + column] = y;
-      else
-        static_cast<unsigned short*>(p.out)[at + column] = static_cast<unsigned short>(cvt_pair<kV.is_bf16>(y, 0.0f));
-    }
-    if (nan) atomicOr(flags, 1u << row);
-    if (thread % kThreadsPerRow == 0) {
-      const float lse = total == 0.0f ? -kInf : (reference + lg2(total)) * kLn2;
-      if (split)
-        p.partial_lse[slot] = query < w.q_len || w.split > 0 ? lse : __uint_as_float(kPaddingLse);
-      else
-        store_lse(p, w, head, query, lse);
-    }
-  }
-  if constexpr (kV.mask != kMaskNone) {
-    __syncthreads();
-    for (int r = warp; r < kV.tile_q; r += kV.warps)
-      if (flags[0] >> r & 1) redo_row<kV>(p, w, rows.query(r), rows.head(r), lane);
-  }
+  const u32 bad = merge_rows<kV>(p, w, rows, meeting, warp, lane);
+  redo_rows<kV, kV>(p, w, rows, bad, warp, lane);
 }
 
 }  // namespace heed::cuda

@@ -21,6 +21,10 @@ enum SequenceStatus : int { kStatusLengthQ = 1, kStatusLengthK = 2, kStatusPage 
 // lse of split 0 of a row that no query of this kernel's owns: no arithmetic makes a NaN with these bits.
 constexpr unsigned int kPaddingLse = 0x7fc0dead;
 
+// Columns behind a row of O where the warps of the decode kernels meet (decode.cuh): attention_decode_sm90 then writes it
+// without bank conflicts.
+constexpr int kMeetingPad = 4;
+
 // One compiled kernel. Lengths, strides and scales are never in it (docs/decisions).
 struct AttentionFwdVariant {
   int is_bf16 = 0;

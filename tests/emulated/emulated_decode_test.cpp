@@ -1,0 +1,212 @@
+// attention_decode_sm90 on the host: the kernel's own source over emulated threads and copies.
+#include <gtest/gtest.h>
+
+#include "emulated_problem.h"
+
+#include "attention_decode_sm90.cu"
+
+namespace heed::cuda {
+namespace {
+
+constexpr AttentionFwdVariant decode_variant(int head_dim, int head_dim_v, int tile_q, int warps, int stages,
+                                             int is_bf16) {
+  return {.is_bf16 = is_bf16,
+          .head_dim = head_dim,
+          .head_dim_v = head_dim_v,
+          .tile_q = tile_q,
+          .tile_k = 16 * warps,
+          .warps = warps,
+          .stages = stages,
+          .mask = kMaskRange,
+          .split = 1};
+}
+constexpr AttentionFwdVariant kD64 = decode_variant(64, 64, 8, 8, 6, 1),
+                              kD64Rows16 = decode_variant(64, 64, 16, 8, 5, 0),
+                              kD128 = decode_variant(128, 128, 8, 8, 3, 0),
+                              kD128Rows16 = decode_variant(128, 128, 16, 4, 6, 1),
+                              kD192 = decode_variant(192, 128, 8, 4, 5, 1);
+
+// Runs every block of the grid, one after the other: "" or what is wrong.
+template <AttentionFwdVariant kV>
+std::string failure_of_decode(Case c, unsigned seed) {
+  c.shares = c.nheads_q > c.nheads_kv;
+  Problem problem(c, kV.is_bf16 != 0, seed);
+  AttentionFwdSm90Params a = problem.params();
+  AttentionFwdParams& p = a.common;
+  const int heads = c.nheads_q / p.rows_per_query;
+  p.num_tiles_q = c.packed_q ? problem.q_rows * p.rows_per_query / kV.tile_q + c.batch
+                             : (c.seqlen_q * p.rows_per_query + kV.tile_q - 1) / kV.tile_q;
+  p.heads_per_section = std::max(1, heads * c.batch * 2 / 3);
+  p.max_splits = std::max(1, c.splits);
+  p.split_tiles = (std::max(c.seqlen_k, problem.k_rows) + kV.tile_k - 1) / kV.tile_k / p.max_splits + 1;
+  a.num_work_tiles = static_cast<i32>(p.num_tiles_q * heads * problem.q_batch * p.max_splits);
+  std::vector<float> partial_lse(c.splits > 0 ? problem.lse.size() * p.max_splits : 0, std::nanf(""));
+  std::vector<float> partial_out(partial_lse.size() * c.head_dim_v, std::nanf(""));
+  if (c.splits > 0) p.partial_out = partial_out.data(), p.partial_lse = partial_lse.data();
+  a.page_box = c.page_size > 0 ? std::gcd(c.page_size, kV.tile_k) : 0;
+  const int box = c.page_size > 0 ? a.page_box : kV.tile_k;
+  map_tensor(a.k_map, problem.k.data(), c.head_dim, problem.k_rows, c.nheads_kv, problem.k_batch, p.k_stride, box);
+  map_tensor(a.v_map, problem.v.data(), c.head_dim_v, problem.k_rows, c.nheads_kv, problem.k_batch, p.v_stride, box);
+  const unsigned grid = std::min(3u, static_cast<unsigned>(a.num_work_tiles));
+  for (unsigned index = 0; index < grid; ++index) {
+    const std::string failure =
+        emulated::run_block(kV.warps * 32 + 32, index, grid, seed * 16 + index, [&a] { attention_decode_sm90<kV>(a); });
+    if (!failure.empty()) return failure;
+  }
+  if (c.splits > 0) problem.merge(partial_out, partial_lse, p.max_splits);
+  return problem.judge();
+}
+
+TEST(EmulatedDecode, Dense) {
+  Case c = {
+      .batch = 3, .nheads_q = 6, .nheads_kv = 2, .seqlen_q = 1, .seqlen_k = 700, .head_dim = 64, .head_dim_v = 56};
+  EXPECT_EQ(failure_of_decode<kD64>(c, 1), "");
+  c.sinks = true, c.seqlen_q = 5, c.right = 0;
+  EXPECT_EQ(failure_of_decode<kD64Rows16>(c, 2), "");
+  c.head_dim = 120, c.head_dim_v = 128, c.seqlen_k = 333, c.seqlen_q = 3;  // a tile of rows that is not full
+  EXPECT_EQ(failure_of_decode<kD128>(c, 3), "");
+  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 4), "");
+  c.head_dim = 192;
+  EXPECT_EQ(failure_of_decode<kD192>(c, 5), "");
+}
+
+// Keys that no row sees on either side, NaN in their values; every key hidden.
+TEST(EmulatedDecode, Windows) {
+  for (const int offset : {-150, 0, 60, 500})
+    EXPECT_EQ(failure_of_decode<kD128>({.nheads_q = 2,
+                                        .seqlen_q = 7,
+                                        .seqlen_k = 300,
+                                        .head_dim = 128,
+                                        .head_dim_v = 128,
+                                        .left = 70,
+                                        .right = 2,
+                                        .offset = offset,
+                                        .sinks = true,
+                                        .hidden_nan = true},
+                                       6),
+              "")
+        << offset;
+}
+
+TEST(EmulatedDecode, Lengths) {
+  Case c = {.batch = 4,
+            .nheads_q = 4,
+            .nheads_kv = 2,
+            .seqlen_q = 3,
+            .seqlen_k = 300,
+            .head_dim = 128,
+            .head_dim_v = 128,
+            .right = 0,
+            .hidden_nan = true,
+            .used_q = {3, 0, 2, 1},
+            .used_k = {300, 150, 0, 65},
+            .cache_rows = {3, 0, 4, 1}};
+  EXPECT_EQ(failure_of_decode<kD128>(c, 7), "");
+  c.leftpad = {0, 140, 0, 64};
+  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 8), "");
+  EXPECT_EQ(failure_of_decode<kD64>({.batch = 5,
+                                     .nheads_q = 4,
+                                     .nheads_kv = 1,
+                                     .head_dim = 64,
+                                     .head_dim_v = 64,
+                                     .right = 0,
+                                     .hidden_nan = true,
+                                     .packed_q = true,
+                                     .packed_k = true,
+                                     .rows_q = {2, 0, 1, 5, 3},
+                                     .rows_k = {200, 70, 0, 131, 64},
+                                     .gap = 2},
+                                    9),
+            "");
+}
+
+// Boxes of eight rows and more, more of them than the warp has lanes, and pages that hold a tile; look-ups of several turns.
+TEST(EmulatedDecode, Pages) {
+  for (const int page_size : {8, 16, 24, 64, 256}) {
+    Case c = {.batch = 3,
+              .nheads_q = 4,
+              .nheads_kv = 2,
+              .seqlen_q = 2,
+              .seqlen_k = 900,
+              .head_dim = 64,
+              .head_dim_v = 64,
+              .right = 0,
+              .hidden_nan = true,
+              .used_k = {900, 0, 131},
+              .page_size = page_size};
+    EXPECT_EQ(failure_of_decode<kD64>(c, 10), "") << page_size;
+    c.head_dim = 192, c.head_dim_v = 128, c.splits = 2;
+    EXPECT_EQ(failure_of_decode<kD192>(c, 11), "") << page_size;
+  }
+}
+
+TEST(EmulatedDecode, Splits) {
+  Case c = {.batch = 2,
+            .nheads_q = 8,
+            .nheads_kv = 2,
+            .seqlen_q = 1,
+            .seqlen_k = 900,
+            .head_dim = 128,
+            .head_dim_v = 128,
+            .sinks = true,
+            .hidden_nan = true,
+            .used_k = {900, 77},
+            .splits = 3};
+  EXPECT_EQ(failure_of_decode<kD128>(c, 12), "");
+  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 13), "");
+}
+
+// In f32 what P's rounding leaves out counts.
+TEST(EmulatedDecode, OutInF32) {
+  Case c = {.nheads_q = 4,
+            .nheads_kv = 2,
+            .seqlen_q = 3,
+            .seqlen_k = 500,
+            .head_dim = 64,
+            .head_dim_v = 64,
+            .right = 0,
+            .out_is_f32 = true};
+  EXPECT_EQ(failure_of_decode<kD64>(c, 15), "");
+  c.head_dim = c.head_dim_v = 120;
+  EXPECT_EQ(failure_of_decode<kD128>(c, 16), "");
+}
+
+TEST(EmulatedDecode, ChunksAndBadSequences) {
+  EXPECT_EQ(failure_of_decode<kD64>({.batch = 3,
+                                     .nheads_q = 2,
+                                     .seqlen_q = 6,
+                                     .seqlen_k = 400,
+                                     .head_dim = 64,
+                                     .head_dim_v = 64,
+                                     .right = 0,
+                                     .hidden_nan = true,
+                                     .bad = {1},
+                                     .chunk = 130},
+                                    17),
+            "");
+}
+
+// Scores whose first maximum does not hold.
+TEST(EmulatedDecode, ExactSteps) {
+  EXPECT_EQ(failure_of_decode<kD64>(
+                {.nheads_q = 3, .seqlen_q = 2, .seqlen_k = 900, .head_dim = 64, .head_dim_v = 64, .times = 40}, 14),
+            "");
+}
+
+// The same problem with threads and copies in another order each time.
+TEST(EmulatedDecode, AnyOrder) {
+  const Case c = {.batch = 2,
+                  .nheads_q = 8,
+                  .nheads_kv = 4,
+                  .seqlen_q = 2,
+                  .seqlen_k = 500,
+                  .head_dim = 128,
+                  .head_dim_v = 128,
+                  .right = 0,
+                  .hidden_nan = true,
+                  .used_k = {500, 170}};
+  for (unsigned seed = 20; seed < 26; ++seed) EXPECT_EQ(failure_of_decode<kD128>(c, seed), "");
+}
+
+}  // namespace
+}  // namespace heed::cuda
