@@ -28,6 +28,7 @@ class Case:
     mask: str = ""            # likewise, boolean
     dropout: float = 0.0
     lengths: tuple = ()       # packed input: one length per sequence, queries and keys alike
+    used: tuple = ()          # keys in use of each sequence, of the sk that it has room for
     page: int = 0             # keys and values in shuffled pages of so many positions
     batch_invariant: bool = False
     lse: bool = True          # written beside the output
@@ -47,6 +48,8 @@ class Case:
         """(query, key) pairs that count as work: half the square when causal, as the field counts; a window's band."""
         if self.lengths:
             return sum(n * n for n in self.lengths) * (0.5 if self.causal else 1.0)
+        if self.used:
+            return self.sq * sum(self.used)
         if self.window:
             return self.b * sum(min(i + self.sk - self.sq, self.window) + 1 for i in range(self.sq))
         return self.b * self.sq * self.sk * (0.5 if self.causal else 1.0)
@@ -61,7 +64,7 @@ class Case:
 
     @property
     def kv_bytes(self):
-        rows = sum(self.lengths) if self.lengths else self.b * self.sk
+        rows = sum(self.lengths or self.used) or self.b * self.sk
         return rows * self.hkv * (self.d + self.head_dim_v) * self.element_bytes
 
     @property
@@ -94,6 +97,18 @@ def paged():
         for page in (0, 256, 16, 1):
             yield Case("paged", f"{label} page {page}" if page else label, b, hq, hkv, 1, keys, 128, page=page,
                        cold=True, plain=label if page else "")
+
+
+def serving():
+    """Decoding for one user, and for many with as many keys each as it happens."""
+    for keys in (1024, 4096, 16384):
+        yield Case("serving", f"B1 {keys // 1024}k 32/8", 1, 32, 8, 1, keys, 128, cold=True)
+    draw = random.Random(64)
+    for b, room in ((16, 8192), (64, 4096), (64, 32768)):
+        used = tuple(draw.randint(1, room) for _ in range(b))
+        for page in (0, 16):
+            label = f"B{b} 1..{room // 1024}k 32/8" + (f" page {page}" if page else "")
+            yield Case("serving", label, b, 32, 8, 1, room, 128, used=used, page=page, cold=True)
 
 
 def features():
@@ -206,8 +221,8 @@ def models():
                        mask="ij" if label.startswith("Octo") else "")
 
 
-GRIDS = {"fwd": forward, "decode": decode, "paged": paged, "short": short, "features": features, "gqa": gqa,
-         "varlen": varlen, "dims": dims, "dtypes": dtypes, "invariant": invariant, "models": models,
+GRIDS = {"fwd": forward, "decode": decode, "paged": paged, "serving": serving, "short": short, "features": features,
+         "gqa": gqa, "varlen": varlen, "dims": dims, "dtypes": dtypes, "invariant": invariant, "models": models,
          "without_lse": without_lse}
 
 
@@ -229,6 +244,8 @@ def shrunk(case):
     if case.lengths:
         lengths = tuple(min(n, 40 + 7 * i) for i, n in enumerate(case.lengths[:3]))
         changes.update(lengths=lengths, b=len(lengths), sq=max(lengths), sk=max(lengths))
+    if case.used:
+        changes["used"] = tuple(min(n, 40 + 7 * i) for i, n in enumerate(case.used[:changes["b"]]))
     if case.page:
         changes["page"] = min(case.page, 16)
     if case.window:

@@ -54,6 +54,8 @@ class Tensors:
             order = torch.randperm(case.b * pages, device=device, generator=self.generator)
             self.page_table = order.to(torch.int32).view(case.b, pages)
             self.seqused = torch.full((case.b,), case.sk, dtype=torch.int32, device=device)
+        if case.used:
+            self.seqused = torch.tensor(case.used, dtype=torch.int32, device=device)
 
     @staticmethod
     def shapes(case):
@@ -75,8 +77,10 @@ class Tensors:
         if case.page:
             rows = self.page_table[batch].long()
             k, v = (x[index][rows].flatten(0, 1)[:case.sk] for x in (self.k, self.v))
-            return self.q[index][batch], k, v
-        return self.q[index][batch], self.k[index][batch], self.v[index][batch]
+        else:
+            k, v = self.k[index][batch], self.v[index][batch]
+        keys = case.used[batch] if case.used else case.sk
+        return self.q[index][batch], k[:keys], v[:keys]
 
 
 @dataclasses.dataclass
@@ -174,8 +178,9 @@ def stream_of(device):
 
 def _refuse(case, **limits):
     """Raises for the first feature of the case that is named with a reason."""
-    has = {"paged": case.page, "packed": case.lengths, "bias": case.bias, "mask": case.mask, "softcap": case.softcap,
-           "alibi": case.alibi, "sinks": case.sinks, "window": case.window, "dropout": case.dropout,
+    has = {"paged": case.page, "used": case.used, "packed": case.lengths, "bias": case.bias, "mask": case.mask,
+           "softcap": case.softcap, "alibi": case.alibi, "sinks": case.sinks, "window": case.window,
+           "dropout": case.dropout,
            "grouped": case.hq != case.hkv, "f32": case.dtype == "f32", "dv": case.head_dim_v != case.d,
            "offset": case.causal and case.sq != case.sk, "batch_invariant": case.batch_invariant}
     for feature, reason in limits.items():
@@ -191,8 +196,9 @@ class Flash2:
         self.device, self.version = device, f"torch {torch.__version__}"
 
     def prepare(self, case, tensors):
-        _refuse(case, paged="no pages in torch's", bias="no bias", mask="no mask tensor", sinks="no sinks",
-                softcap="no softcap in torch's", f32="16-bit only", dv="head_dim_v as head_dim",
+        _refuse(case, paged="no pages in torch's", used="no lengths beside padded keys", bias="no bias",
+                mask="no mask tensor", sinks="no sinks", softcap="no softcap in torch's", f32="16-bit only",
+                dv="head_dim_v as head_dim",
                 batch_invariant="no such promise")
         window = {"window_size_left": case.window, "window_size_right": 0} if case.window else {}
         extra = {"alibi_slopes": tensors.slopes} if case.alibi else {}
@@ -235,8 +241,9 @@ class CuDnn(Sdpa):
             self.version = f"cuDNN {torch.backends.cudnn.version()}"
 
     def prepare(self, case, tensors):
-        _refuse(case, paged="no pages in torch's", packed="no packed input in torch's", softcap="no softcap",
-                alibi="no ALiBi in torch's", sinks="no sinks", window="no window in torch's", f32="16-bit only",
+        _refuse(case, paged="no pages in torch's", used="no lengths beside padded keys",
+                packed="no packed input in torch's", softcap="no softcap", alibi="no ALiBi in torch's", sinks="no sinks",
+                window="no window in torch's", f32="16-bit only",
                 batch_invariant="no such promise")
         bias = self.attn_bias(case, tensors)
 
@@ -252,8 +259,9 @@ class MemoryEfficient(Sdpa):
     name = "efficient"
 
     def prepare(self, case, tensors):
-        _refuse(case, paged="no pages", packed="no packed input here", softcap="no softcap", alibi="no ALiBi",
-                sinks="no sinks", window="no window in torch's", grouped="no grouped heads",
+        _refuse(case, paged="no pages", used="no lengths beside padded keys", packed="no packed input here",
+                softcap="no softcap", alibi="no ALiBi", sinks="no sinks", window="no window in torch's",
+                grouped="no grouped heads",
                 batch_invariant="no such promise")
         bias = self.attn_bias(case, tensors)
 
@@ -271,8 +279,8 @@ class Flex(Sdpa):
 
     def prepare(self, case, tensors):
         from torch.nn.attention import flex_attention as flex
-        _refuse(case, paged="not built here", packed="not built here", dropout="no dropout", sinks="no sinks",
-                batch_invariant="no such promise")
+        _refuse(case, paged="not built here", used="no lengths beside padded keys", packed="not built here",
+                dropout="no dropout", sinks="no sinks", batch_invariant="no such promise")
         offset = case.sk - case.sq
         score, visible = None, None
         if case.softcap:

@@ -28,7 +28,7 @@ PEERS = ("heed", "fa2", "cudnn", "efficient", "flex")
 # Where nothing would be learnt, time is saved: the memory-efficient kernel is far behind on the large grids, and rows
 # that the planner did not choose are timed where choices are close.
 WITHOUT_EFFICIENT = ("fwd", "gqa", "without_lse")
-WITH_FORCED_ROWS = ("fwd", "decode", "short", "gqa", "varlen", "dims", "dtypes", "models")
+WITH_FORCED_ROWS = ("fwd", "decode", "serving", "short", "gqa", "varlen", "dims", "dtypes", "models")
 REGIMES = ("rested", "hot")
 STARTUP_LINES = ("attention hq=16 sq=1024 d=128 bf16 causal lse device=cuda",
                  "attention hq=32 hkv=8 sq=1 sk=8192 d=128 bf16 lse device=cuda")

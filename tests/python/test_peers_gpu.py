@@ -30,6 +30,8 @@ def test_work_is_counted_as_the_field_does():
     assert window.pairs == 1 + 2 + 2 + 2
     packed = gpu_cases.Case("g", "l", 2, 1, 1, 5, 5, 1, lengths=(3, 5))
     assert packed.pairs == 9 + 25 and packed.kv_bytes == 8 * 2 * 2
+    used = gpu_cases.Case("g", "l", 2, 4, 2, 1, 8, 16, used=(3, 5))
+    assert used.pairs == 8 and used.kv_bytes == 8 * 2 * 32 * 2
     assert gpu_cases.Case("g", "l", 1, 32, 8, 1, 131072, 128).kv_bytes == 2 * 131072 * 8 * 128 * 2
 
 
@@ -217,7 +219,8 @@ def test_heed_stands_beside_the_reference(grid):
         assert contenders[0].name == "heed"
         for contender in contenders:
             assert contender.agrees, (case.label, contender.name, contender.max_error, contender.problem)
-        for feature, flag in ((case.page, "page="), (case.bias, "bias="), (case.mask, "mask="),
+        for feature, flag in ((case.page, "page="), (case.used or case.page, "used_k"), (case.bias, "bias="),
+                              (case.mask, "mask="),
                               (case.softcap, "softcap"), (case.alibi, "alibi"),
                               (case.sinks, "sinks"), (case.dropout, "dropout"),
                               (case.window, "window="), (case.lengths, "layout_q=thd"), (case.causal, "causal"),
