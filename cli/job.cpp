@@ -107,7 +107,7 @@ heed_check_report Job::check() const {
   heed_check_report report = {};
   report.struct_size = sizeof report;
   if (attention_ != nullptr) {
-    require(heed_attention_check(attention_, &report));
+    require(inputs_ ? heed_inputs_check(inputs_.get(), &report) : heed_attention_check(attention_, &report));
   } else {
     require(heed_kv_append_check(heed_inputs_kv_append(before_.get()), append_, &report));
   }

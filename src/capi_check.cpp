@@ -1,5 +1,6 @@
 // heed/check.h: inputs for a problem line, and the judge.
 #include <algorithm>
+#include <optional>
 
 #include "capi_args.h"
 #include "capi_error.h"
@@ -12,6 +13,7 @@
 struct heed_inputs {
   heed::check::Inputs inputs;
   heed_problem problem;
+  std::optional<heed::check::Expected> expected;
 };
 
 using heed::guarded;
@@ -29,6 +31,24 @@ Status fill_report(const heed::check::Report& judged, heed_check_report* report)
   result.num_tensors = static_cast<int32_t>(std::min<size_t>(judged.tensors.size(), HEED_CHECK_MAX_TENSORS));
   for (int32_t n = 0; n < result.num_tensors; ++n) result.tensors[n] = judged.tensors[n];
   return heed::fill_struct(report, "report", result);
+}
+
+// `expected`: where the reference's results are kept; null where they are not.
+Status check_attention(const heed_attention_args* args, const char* call,
+                       std::optional<heed::check::Expected>* expected, heed_check_report* report) {
+  if (report == nullptr) return missing("report");
+  HEED_RETURN_IF_ERROR(heed::check_struct(report, "report"));
+  Result<heed_attention_args> read = heed::read_args(args);
+  if (!read.ok()) return read.status();
+  const Result<heed::AttentionProblem> problem = heed::problem_of(read.value());
+  if (!problem.ok()) return problem.status();
+  heed::check::HostCopies copies;
+  HEED_RETURN_IF_ERROR(copies.all(read.value(), problem.value().device_index, call));
+  const heed::AttentionArgs run_args = heed::args_of(read.value(), problem.value());
+  HEED_RETURN_IF_ERROR(heed::validate(problem.value(), run_args, run_args.workspace_bytes));
+  if (expected != nullptr && !expected->has_value()) expected->emplace(problem.value());
+  heed::check::Expected* const kept = expected != nullptr ? &**expected : nullptr;
+  return fill_report(heed::check::judge_attention(problem.value(), run_args, kept), report);
 }
 
 }  // namespace
@@ -78,18 +98,15 @@ heed_status heed_inputs_check_guards(const heed_inputs* inputs) {
 void heed_inputs_destroy(heed_inputs* inputs) { delete inputs; }
 
 heed_status heed_attention_check(const heed_attention_args* args, heed_check_report* report) {
+  return guarded([&] { return check_attention(args, "heed_attention_check", nullptr, report); });
+}
+
+heed_status heed_inputs_check(heed_inputs* inputs, heed_check_report* report) {
   return guarded([&]() -> Status {
-    if (report == nullptr) return missing("report");
-    HEED_RETURN_IF_ERROR(heed::check_struct(report, "report"));
-    Result<heed_attention_args> read = heed::read_args(args);
-    if (!read.ok()) return read.status();
-    const Result<heed::AttentionProblem> problem = heed::problem_of(read.value());
-    if (!problem.ok()) return problem.status();
-    heed::check::HostCopies copies;
-    HEED_RETURN_IF_ERROR(copies.all(read.value(), problem.value().device_index, "heed_attention_check"));
-    const heed::AttentionArgs run_args = heed::args_of(read.value(), problem.value());
-    HEED_RETURN_IF_ERROR(heed::validate(problem.value(), run_args, run_args.workspace_bytes));
-    return fill_report(heed::check::judge_attention(problem.value(), run_args), report);
+    if (inputs == nullptr) return missing("inputs");
+    if (!inputs->inputs.is_attention)
+      return heed::invalid_argument("inputs: must be of an attention line; kv_append's are for heed_kv_append_check");
+    return check_attention(&inputs->inputs.attention, "heed_inputs_check", &inputs->expected, report);
   });
 }
 

@@ -56,6 +56,9 @@ typedef struct heed_check_report {
  * args->stream and copies the tensors to the host first; not during capture. HEED_OK with report->passed 0 is a wrong
  * result; other statuses mean that it could not be judged. */
 HEED_API heed_status heed_attention_check(const heed_attention_args* args, heed_check_report* report);
+/* The same of heed_inputs_attention's arguments. What the reference gives is kept in `inputs`, unless it is more than 32 Mi numbers,
+ * and counts again as long as the arguments and what their tensors hold stay the same. Not two calls at a time. */
+HEED_API heed_status heed_inputs_check(heed_inputs* inputs, heed_check_report* report);
 /* For kv_append: `before` are the arguments with the caches as they were before the run that `after` holds. */
 HEED_API heed_status heed_kv_append_check(const heed_kv_append_args* before, const heed_kv_append_args* after,
                                           heed_check_report* report);

@@ -17,21 +17,22 @@ constexpr int64_t kSampledRows = 256;
 constexpr int64_t kSampledSequences = 64;  // of which the first and last row are judged
 constexpr int64_t kTileEdges = 128;        // rows beside multiples of 64, in one sequence and head
 constexpr double kSmallest = 0x1p-20;
+constexpr size_t kMostKept = size_t{32} << 20;  // numbers that are kept for the next run, 12 bytes each
 
 using ref::AttentionRows;
 using ref::Sequence;
-using ref::SummedGradients;
 
 class AttentionJudge {
  public:
-  AttentionJudge(const AttentionProblem& problem, const AttentionArgs& args)
+  // `keeps`: `expected` is for later runs too.
+  AttentionJudge(const AttentionProblem& problem, const AttentionArgs& args, Expected& expected, bool keeps)
       : p_(problem),
         a_(args),
         sequences_(ref::sequences_of(problem, args)),
         exact_(problem, args),
         plain_(problem, args),
-        exact_sums_(problem),
-        plain_sums_(problem) {
+        expected_(expected),
+        keeps_(keeps) {
     for (const Slot slot : {Slot::kOut, Slot::kLse, Slot::kDq, Slot::kDk, Slot::kDv, Slot::kDbias}) {
       if (is_output(slot)) judge(slot).emplace(std::string(slot_name(slot)), slot_dtype(p_, slot), index_names(slot));
     }
@@ -44,6 +45,8 @@ class AttentionJudge {
     } else {
       compare_backward();
     }
+    if (!expected_.complete) expected_.magnitudes = exact_.magnitudes();
+    expected_.complete = expected_.complete || keeps_;
     return finish();
   }
 
@@ -161,8 +164,32 @@ class AttentionJudge {
   }
 
   void select(const Sequence& s, int64_t hkv) {
+    if (expected_.complete) return;
     exact_.select(s, hkv);
     plain_.select(s, hkv);
+  }
+
+  // want_ and plain_want_, `size` numbers of each: as they were kept, or as work_out() leaves them there.
+  template <class WorkOut>
+  void next(int64_t size, WorkOut&& work_out) {
+    const auto count = static_cast<size_t>(size);
+    want_.resize(count);
+    plain_want_.resize(count);
+    if (expected_.complete) {
+      std::copy_n(expected_.want.begin() + static_cast<std::ptrdiff_t>(place_), count, want_.begin());
+      std::copy_n(expected_.plain.begin() + static_cast<std::ptrdiff_t>(place_), count, plain_want_.begin());
+      place_ += count;
+      return;
+    }
+    work_out();
+    if (!keeps_) return;
+    if (expected_.want.size() + count > kMostKept) {
+      keeps_ = false;
+      expected_.want = {}, expected_.plain = {};
+      return;
+    }
+    expected_.want.insert(expected_.want.end(), want_.begin(), want_.end());
+    expected_.plain.insert(expected_.plain.end(), plain_want_.begin(), plain_want_.end());
   }
 
   // ---- forward ----------------------------------------------------------------------------------------------------
@@ -189,10 +216,11 @@ class AttentionJudge {
   }
 
   void compare_row(const Sequence& s, int64_t h, int64_t i) {
-    want_.resize(p_.head_dim_v);
-    plain_want_.resize(p_.head_dim_v);
-    const double lse = exact_.forward(h, i, want_.data());
-    plain_.forward(h, i, plain_want_.data());
+    next(p_.head_dim_v + 1, [&] {
+      want_[p_.head_dim_v] = exact_.forward(h, i, want_.data());
+      plain_.forward(h, i, plain_want_.data());
+    });
+    const double lse = want_[p_.head_dim_v];
     compare_vector(Slot::kOut, row_offset(p_, s, Slot::kOut, h, i), {s.b, h, i, 0}, want_.data(), plain_want_.data());
     if (!p_.lse) return;
     const double got = load_as_double(a_.lse, slot_dtype(p_, Slot::kLse), row_offset(p_, s, Slot::kLse, h, i));
@@ -233,31 +261,39 @@ class AttentionJudge {
   }
 
   void compare_backward() {
-    want_.resize(p_.head_dim);
-    plain_want_.resize(p_.head_dim);
     for (const auto& [b, hkv] : groups()) {
       const Sequence& s = sequences_[b];
       select(s, hkv);
       for_each_row(s, hkv, [&](int64_t h, int64_t i) {
-        exact_.backward(h, i, want_.data(), exact_sums_);
-        plain_.backward(h, i, plain_want_.data(), plain_sums_);
+        next(p_.head_dim, [&] {
+          exact_.backward(h, i, want_.data(), expected_.sums);
+          plain_.backward(h, i, plain_want_.data(), expected_.plain_sums);
+        });
         if (!p_.dq) return;
         compare_vector(Slot::kDq, row_offset(p_, s, Slot::kDq, h, i), {s.b, h, i, 0}, want_.data(), plain_want_.data());
       });
       for (int64_t j = 0; j < s.num_keys; ++j) {
-        const Place place = {b, hkv, j, 0};
-        if (p_.dk) compare_vector(Slot::kDk, key_offset(p_, s, Slot::kDk, hkv, j), place, exact_.dk(j), plain_.dk(j));
-        if (p_.dv) compare_vector(Slot::kDv, key_offset(p_, s, Slot::kDv, hkv, j), place, exact_.dv(j), plain_.dv(j));
+        if (p_.dk) compare_key(s, Slot::kDk, hkv, j);
+        if (p_.dv) compare_key(s, Slot::kDv, hkv, j);
       }
     }
     if (p_.dbias) compare_dbias();
+  }
+
+  void compare_key(const Sequence& s, Slot slot, int64_t hkv, int64_t j) {
+    next(slot_shape(p_, slot)[3], [&] {
+      const auto rows = [&](const auto& of) { return slot == Slot::kDk ? of.dk(j) : of.dv(j); };
+      std::copy_n(rows(exact_), want_.size(), want_.begin());
+      std::copy_n(rows(plain_), plain_want_.size(), plain_want_.begin());
+    });
+    compare_vector(slot, key_offset(p_, s, slot, hkv, j), {s.b, hkv, j, 0}, want_.data(), plain_want_.data());
   }
 
   void compare_dbias() {
     const std::array<int64_t, 4> shape = slot_shape(p_, Slot::kDbias);
     const auto& stride = p_.strides(Slot::kDbias);
     const Dtype dtype = slot_dtype(p_, Slot::kDbias);
-    for (size_t n = 0; n < exact_sums_.dbias.size(); ++n) {
+    for (size_t n = 0; n < expected_.sums.dbias.size(); ++n) {
       auto rest = static_cast<int64_t>(n);
       Place place = {};
       int64_t offset = 0;
@@ -267,8 +303,8 @@ class AttentionJudge {
         offset += place[dim] * stride[dim];
       }
       judge(Slot::kDbias)
-          ->compare(place, load_as_double(a_.dbias, dtype, offset), exact_sums_.dbias[n],
-                    rounded_to(dtype, plain_sums_.dbias[n]));
+          ->compare(place, load_as_double(a_.dbias, dtype, offset), expected_.sums.dbias[n],
+                    rounded_to(dtype, expected_.plain_sums.dbias[n]));
     }
   }
 
@@ -295,7 +331,7 @@ class AttentionJudge {
 
   Report finish() {
     Report report;
-    const ref::Magnitudes& largest = exact_.magnitudes();
+    const ref::Magnitudes& largest = expected_.magnitudes;
     const double scale = std::fabs(static_cast<double>(a_.softmax_scale));
     finish_slot(Slot::kOut, largest.v * (1 + largest.turn), report);
     finish_slot(Slot::kLse, 0, report);
@@ -306,10 +342,11 @@ class AttentionJudge {
     finish_slot(Slot::kDv, largest.p * largest.dout, report);
     finish_slot(Slot::kDbias, (p_.bias_dims & kDimJ) != 0 ? largest.ds : largest.ds_of_row, report);
     if (p_.dsinks) {
-      finish_vector("dsinks", a_.dsinks, exact_sums_.dsinks, plain_sums_.dsinks, largest.dsink, report);
+      finish_vector("dsinks", a_.dsinks, expected_.sums.dsinks, expected_.plain_sums.dsinks, largest.dsink, report);
     }
     if (p_.dalibi) {
-      finish_vector("dalibi_slopes", a_.dalibi_slopes, exact_sums_.dalibi, plain_sums_.dalibi, largest.dalibi, report);
+      finish_vector("dalibi_slopes", a_.dalibi_slopes, expected_.sums.dalibi, expected_.plain_sums.dalibi,
+                    largest.dalibi, report);
     }
     if (a_.status != nullptr) {
       TensorJudge verdict("status", Dtype::kI32, "b");
@@ -326,8 +363,9 @@ class AttentionJudge {
   std::vector<Sequence> sequences_;
   AttentionRows<double> exact_;
   AttentionRows<float> plain_;
-  SummedGradients<double> exact_sums_;
-  SummedGradients<float> plain_sums_;
+  Expected& expected_;
+  bool keeps_;        // `expected_` has all there was so far
+  size_t place_ = 0;  // of the next number in it
   std::array<std::optional<TensorJudge>, kNumSlots> judges_;
   std::vector<double> want_;
   std::vector<float> plain_want_;
@@ -335,8 +373,17 @@ class AttentionJudge {
 
 }  // namespace
 
-Report judge_attention(const AttentionProblem& problem, const AttentionArgs& args) {
-  return AttentionJudge(problem, args).report();
+Report judge_attention(const AttentionProblem& problem, const AttentionArgs& args, Expected* kept) {
+  if (kept == nullptr) {
+    Expected once(problem);
+    return AttentionJudge(problem, args, once, false).report();
+  }
+  const Fingerprint now = fingerprint(problem, args);
+  if (!kept->complete || kept->of != now) {
+    *kept = Expected(problem);  // what was too much to keep may have left a part
+    kept->of = now;
+  }
+  return AttentionJudge(problem, args, *kept, true).report();
 }
 
 }  // namespace heed::check

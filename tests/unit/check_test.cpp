@@ -7,6 +7,7 @@
 #include <cstring>
 #include <limits>
 
+#include "check/bound.h"
 #include "check/guarded_tensor.h"
 #include "check/inputs.h"
 #include "check/random.h"
@@ -106,6 +107,109 @@ class Spoilt : public ::testing::Test {
   heed_inputs* inputs_ = nullptr;
   heed_attention_args* args_ = nullptr;
 };
+
+// What is kept of the reference is of these inputs and options, and of no others.
+class Kept : public Spoilt {
+ protected:
+  heed_check_report kept() {
+    heed_check_report report = {};
+    report.struct_size = sizeof report;
+    EXPECT_EQ(heed_inputs_check(inputs_, &report), HEED_OK) << heed_last_error();
+    return report;
+  }
+  void expect_alike(const char* what) {
+    const heed_check_report mine = kept(), anew = check();
+    ASSERT_EQ(mine.num_tensors, anew.num_tensors) << what;
+    for (int n = 0; n < mine.num_tensors; ++n)
+      EXPECT_EQ(std::memcmp(&mine.tensors[n], &anew.tensors[n], sizeof mine.tensors[n]), 0)
+          << what << ": " << mine.tensors[n].reason << " | " << anew.tensors[n].reason;
+  }
+  // After a change without which the result would be wrong: it is seen before the next run, and accepted after it.
+  void expect_seen(const char* what) {
+    EXPECT_FALSE(kept().passed) << what;
+    const heed_plan_options options = {sizeof(heed_plan_options), "ref"};
+    ASSERT_EQ(heed_attention(args_, &options), HEED_OK) << what << ": " << heed_last_error();
+    EXPECT_TRUE(kept().passed) << what;
+    expect_alike(what);
+  }
+  static void negate(const heed_tensor& tensor, int n) { static_cast<unsigned char*>(tensor.data)[4 * n + 3] ^= 0x80; }
+};
+
+TEST_F(Kept, CountsForTheSameInputsAndNoOthers) {
+  run("attention b=2 hq=2 sq=9 sk=12 d=8 lse causal used_k dropout lk=12,10 alibi sinks bias=f32:hij mask=hij");
+  EXPECT_TRUE(kept().passed);
+  expect_alike("first");
+  std::memset(args_->out.data, 0x42, 4);
+  EXPECT_FALSE(kept().passed);
+  expect_seen("out");
+  negate(args_->q, 9);
+  expect_seen("q");
+  negate(args_->k, 8), negate(args_->k, 9);
+  expect_seen("k");
+  negate(args_->v, 9);
+  expect_seen("v");
+  negate(args_->sinks, 0);
+  expect_seen("sinks");
+  negate(args_->alibi_slopes, 1);
+  expect_seen("alibi_slopes");
+  negate(args_->bias, 2);
+  expect_seen("bias");
+  static_cast<unsigned char*>(args_->mask.data)[0] ^= 1;
+  expect_seen("mask");
+  static_cast<int32_t*>(args_->seqused_k.data)[0] = 11;
+  expect_seen("seqused_k");
+  args_->softmax_scale = 0.7f, args_->has_softmax_scale = 1;
+  expect_seen("softmax_scale");
+  args_->dropout_seed += 1;
+  expect_seen("dropout_seed");
+  uint64_t seed = 77;
+  args_->dropout_seed_ptr = &seed;
+  expect_seen("dropout_seed_ptr");
+  seed = 78;
+  expect_seen("what dropout_seed_ptr points to");
+}
+
+TEST_F(Kept, BackwardToo) {
+  run("attention b=2 hq=2 sq=9 sk=8 d=8 f16 pass=bwd bias=f32:hij sinks alibi");
+  EXPECT_TRUE(kept().passed);
+  expect_alike("first");
+  for (const heed_tensor* tensor : {&args_->q, &args_->dout, &args_->v}) {
+    static_cast<unsigned char*>(tensor->data)[31] ^= 0x80;
+    EXPECT_FALSE(kept().passed);
+    expect_alike("before the run");
+    const heed_plan_options options = {sizeof(heed_plan_options), "ref"};
+    ASSERT_EQ(heed_attention(args_, &options), HEED_OK) << heed_last_error();
+    expect_alike("after it");
+  }
+}
+
+// That it counts: a wrong number that is kept fails a right result, until an input changes.
+TEST(Keeping, IsWhatCounts) {
+  Inputs inputs;
+  ASSERT_TRUE(make_inputs("attention b=1 hq=1 sq=3 sk=5 d=4", inputs).ok());
+  const heed_plan_options options = {sizeof(heed_plan_options), "ref"};
+  ASSERT_EQ(heed_attention(&inputs.attention, &options), HEED_OK);
+  AttentionArgs args;
+  args.q = inputs.attention.q.data, args.k = inputs.attention.k.data, args.v = inputs.attention.v.data;
+  args.out = inputs.attention.out.data, args.softmax_scale = 0.5f;
+  const auto& problem = std::get<AttentionProblem>(inputs.problem);
+  Expected expected(problem);
+  EXPECT_TRUE(judge_attention(problem, args, &expected).passed());
+  ASSERT_TRUE(expected.complete);
+  expected.want[1] += 1, expected.plain[1] += 1;
+  EXPECT_FALSE(judge_attention(problem, args, &expected).passed());
+  args.softcap = 0.25f;  // another number: not looked at by this problem, but another run
+  EXPECT_TRUE(judge_attention(problem, args, &expected).passed());
+}
+
+TEST_F(Kept, IsForAttention) {
+  heed_check_report report = {};
+  report.struct_size = sizeof report;
+  EXPECT_EQ(heed_inputs_check(nullptr, &report), HEED_INVALID_ARGUMENT);
+  ASSERT_EQ(heed_inputs_create("kv_append b=2 hkv=1 sn=1 sk=64 d=64 f16", &inputs_), HEED_OK);
+  EXPECT_EQ(heed_inputs_check(inputs_, &report), HEED_INVALID_ARGUMENT);
+  EXPECT_STREQ(heed_last_error(), "inputs: must be of an attention line; kv_append's are for heed_kv_append_check");
+}
 
 TEST_F(Spoilt, EveryElementHasToBeWritten) {
   run("attention b=2 hq=2 sq=9 sk=8 d=8 lse");

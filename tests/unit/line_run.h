@@ -219,7 +219,7 @@ class LineRun {
     heed_check_report report = {};
     report.struct_size = sizeof report;
     if (attention_ != nullptr) {
-      if (heed_attention_check(attention_, &report) != HEED_OK) return last_error("check");
+      if (heed_inputs_check(inputs_.get(), &report) != HEED_OK) return last_error("check");
     } else {
       heed_inputs* before = nullptr;
       if (heed_inputs_create(line_.c_str(), &before) != HEED_OK) return last_error("inputs");
