@@ -46,9 +46,7 @@ Status check_attention(const heed_attention_args* args, const char* call,
   HEED_RETURN_IF_ERROR(copies.all(read.value(), problem.value().device_index, call));
   const heed::AttentionArgs run_args = heed::args_of(read.value(), problem.value());
   HEED_RETURN_IF_ERROR(heed::validate(problem.value(), run_args, run_args.workspace_bytes));
-  if (expected != nullptr && !expected->has_value()) expected->emplace(problem.value());
-  heed::check::Expected* const kept = expected != nullptr ? &**expected : nullptr;
-  return fill_report(heed::check::judge_attention(problem.value(), run_args, kept), report);
+  return fill_report(heed::check::judge_attention(problem.value(), run_args, expected), report);
 }
 
 }  // namespace

@@ -373,17 +373,16 @@ class AttentionJudge {
 
 }  // namespace
 
-Report judge_attention(const AttentionProblem& problem, const AttentionArgs& args, Expected* kept) {
+Report judge_attention(const AttentionProblem& problem, const AttentionArgs& args, std::optional<Expected>* kept) {
   if (kept == nullptr) {
     Expected once(problem);
     return AttentionJudge(problem, args, once, false).report();
   }
   const Fingerprint now = fingerprint(problem, args);
-  if (!kept->complete || kept->of != now) {
-    *kept = Expected(problem);  // what was too much to keep may have left a part
-    kept->of = now;
+  if (!kept->has_value() || !(*kept)->complete || (*kept)->of != now) {
+    kept->emplace(problem).of = now;  // what was too much to keep may have left a part
   }
-  return AttentionJudge(problem, args, *kept, true).report();
+  return AttentionJudge(problem, args, **kept, true).report();
 }
 
 }  // namespace heed::check

@@ -2,6 +2,7 @@
 // section 6. Host memory only.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "check/fingerprint.h"
@@ -39,7 +40,8 @@ struct Expected {
 
 // `kept`: what an earlier call has left there counts again where it is of the same problem, numbers and contents; else it is worked out
 // anew and, where it is not too much, left there.
-Report judge_attention(const AttentionProblem& problem, const AttentionArgs& args, Expected* kept = nullptr);
+Report judge_attention(const AttentionProblem& problem, const AttentionArgs& args,
+                       std::optional<Expected>* kept = nullptr);
 Report judge_kv_append(const KvAppendProblem& before_problem, const KvAppendArgs& before,
                        const KvAppendProblem& after_problem, const KvAppendArgs& after);
 

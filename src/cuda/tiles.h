@@ -196,10 +196,16 @@ constexpr int shared_bytes(const DecodeTile& t) {  // f32: O, maxima, sums
   return 4 * t.warps * t.tile_q * (t.head_dim_v + kMeetingPad + 2);
 }
 
-constexpr const DecodeTile* decode_tile(long long head_dim, long long head_dim_v, long long rows) {
-  for (const DecodeTile& t : kDecodeTiles)
+// The first, which is the least, that takes so much; null where none does.
+template <class Tile, std::size_t kCount>
+constexpr const Tile* least_tile(const Tile (&tiles)[kCount], long long head_dim, long long head_dim_v,
+                                 long long rows) {
+  for (const Tile& t : tiles)
     if (head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && rows <= t.tile_q) return &t;
   return nullptr;
+}
+constexpr const DecodeTile* decode_tile(long long head_dim, long long head_dim_v, long long rows) {
+  return least_tile(kDecodeTiles, head_dim, head_dim_v, rows);
 }
 
 // ---- attention_decode_sm90 ------------------------------------------------------------------------------------------
@@ -227,9 +233,7 @@ constexpr int shared_bytes(const DecodeSm90Tile& t) {
          4 * t.warps * t.tile_q * (t.head_dim_v + kMeetingPad + 2) + 16 * t.stages + 8;
 }
 constexpr const DecodeSm90Tile* decode_sm90_tile(long long head_dim, long long head_dim_v, long long rows) {
-  for (const DecodeSm90Tile& t : kDecodeSm90Tiles)
-    if (head_dim <= t.head_dim && head_dim_v <= t.head_dim_v && rows <= t.tile_q) return &t;
-  return nullptr;
+  return least_tile(kDecodeSm90Tiles, head_dim, head_dim_v, rows);
 }
 
 // ---- attention_fwd_portable -----------------------------------------------------------------------------------------

@@ -145,7 +145,6 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
     attention_decode_sm80(const __grid_constant__ AttentionFwdParams p) {
   using F = KeyFragments<kV>;
   constexpr int kGroups = kV.tile_q / 8, kOut = F::kHalves * 4;
-  const float kInf = __int_as_float(0x7f800000);
   extern __shared__ __align__(16) float shared[];
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   wait_for_primary();
@@ -158,15 +157,7 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
 
   float acc_o[kGroups][kOut][4], top[kGroups][2], sum[kGroups][2];
   u32 q[kGroups][F::kChunks][4];
-#pragma unroll
-  for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-    for (int n = 0; n < kOut; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) acc_o[group][n][e] = 0.0f;
-    top[group][0] = top[group][1] = -kInf;
-    sum[group][0] = sum[group][1] = 0.0f;
-  }
+  clear_sums(acc_o, top, sum);
 
   i32 j0 = begin + warp * kStep;
   if (j0 < end) {
@@ -193,11 +184,7 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
         q[group][c][0] = x.x, q[group][c][1] = x.y, q[group][c][2] = x.z, q[group][c][3] = x.w;
       }
     }
-    const KeyRange seen = visible_keys(p, w.k_len, min(rows.query(lane % kV.tile_q), max(0, w.q_len - 1)) + w.offset);
-    const LaneRow mine = {static_cast<i32>(seen.lo), static_cast<i32>(seen.hi)};
-    // Keys that every row sees: there nothing is hidden.
-    const i32 full_lo = __shfl_sync(0xffffffffu, mine.lo, kV.tile_q - 1);
-    const i32 full_hi = min(end, __shfl_sync(0xffffffffu, mine.hi, 0));
+    const SeenKeys seen = seen_keys<kV>(p, w, rows, end, lane);
 
 #pragma unroll 1
     for (; j0 < end; j0 += kV.warps * kStep) {
@@ -220,16 +207,9 @@ __global__ void __launch_bounds__(kV.warps * 32, least_blocks<kV>())
       }
       reader.load_k(f, next);  // past the end: the last key again, which is not used
 
-      finish_scores(s, mine, j0, end, j0 >= full_lo && j0 + kStep <= full_hi, scale_log2, lane);
       float x[kGroups][4];
-      if (!exponentials(s, top, x, false)) {
-        raise_maxima(s, top, sum, acc_o);
-        exponentials(s, top, x, true);
-      }
+      softmax_step(s, seen, j0, end, scale_log2, top, sum, acc_o, x, lane);
       u32 probability[kGroups][2];
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group)
-        sum[group][0] += x[group][0] + x[group][2], sum[group][1] += x[group][1] + x[group][3];
       round_probabilities<kV.is_bf16 != 0>(x, probability);
       multiply_pv<kV>(acc_o, f, probability);
       if (kGroups == 1 && p.out_is_f32) {  // sixteen rows have no registers for it

@@ -154,7 +154,6 @@ template <AttentionFwdVariant kV>
 __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shared, float* memory) {
   using L = DecodeLayout<kV>;
   constexpr int kGroups = kV.tile_q / 8, kKeySteps = kV.head_dim / 16, kOut = kV.head_dim_v / 16;
-  const float kInf = __int_as_float(0x7f800000);
   const AttentionFwdParams& p = a.common;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = warp * kStep;
   const Meeting<kV> meeting(memory + L::kMeeting / 4);
@@ -167,22 +166,10 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
     const RowMap rows(p, w);
     const i32 end = min(w.tile_end * kV.tile_k, w.k_len);
     float acc_o[kGroups][kOut][4], top[kGroups][2], sum[kGroups][2];
-#pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-#pragma unroll
-      for (int n = 0; n < kOut; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) acc_o[group][n][e] = 0.0f;
-      top[group][0] = top[group][1] = -kInf;
-      sum[group][0] = sum[group][1] = 0.0f;
-    }
+    clear_sums(acc_o, top, sum);
     u32 q[kGroups][kKeySteps][2];
     load_queries<kV>(p, w, rows, q, lane);
-    const KeyRange seen = visible_keys(p, w.k_len, min(rows.query(lane % kV.tile_q), max(0, w.q_len - 1)) + w.offset);
-    const LaneRow mine = {static_cast<i32>(seen.lo), static_cast<i32>(seen.hi)};
-    // Keys that every row sees: there nothing is hidden.
-    const i32 full_lo = __shfl_sync(0xffffffffu, mine.lo, kV.tile_q - 1);
-    const i32 full_hi = min(end, __shfl_sync(0xffffffffu, mine.hi, 0));
+    const SeenKeys seen = seen_keys<kV>(p, w, rows, end, lane);
 
 #pragma unroll 1
     for (i32 n = w.tile_begin; n < w.tile_end; ++n) {
@@ -204,15 +191,8 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
         for (int group = 0; group < kGroups; ++group)
 #pragma unroll
           for (int e = 0; e < 4; ++e) s[group][e] += odd[group][e];
-        finish_scores(s, mine, j0, end, j0 >= full_lo && j0 + kStep <= full_hi, scale_log2, lane);
         float x[kGroups][4];
-        if (!exponentials(s, top, x, false)) {
-          raise_maxima(s, top, sum, acc_o);
-          exponentials(s, top, x, true);
-        }
-#pragma unroll
-        for (int group = 0; group < kGroups; ++group)
-          sum[group][0] += x[group][0] + x[group][2], sum[group][1] += x[group][1] + x[group][3];
+        softmax_step(s, seen, j0, end, scale_log2, top, sum, acc_o, x, lane);
         u32 probability[kGroups][2];
         round_probabilities<kV.is_bf16 != 0>(x, probability);
         multiply_values<kV>(acc_o, v, first, probability, lane);

@@ -44,6 +44,33 @@ __device__ __forceinline__ void finish_scores(float (&s)[kGroups][4], const Lane
     }
 }
 
+// Which keys the rows see, and those that every row sees: there nothing is hidden.
+struct SeenKeys {
+  LaneRow mine;
+  i32 full_lo, full_hi;
+};
+template <auto kV>
+__device__ __forceinline__ SeenKeys seen_keys(const AttentionFwdParams& p, const BlockWork& w, const RowMap& rows, i32 end,
+                                              int lane) {
+  const KeyRange seen = visible_keys(p, w.k_len, min(rows.query(lane % kV.tile_q), max(0, w.q_len - 1)) + w.offset);
+  const LaneRow mine = {static_cast<i32>(seen.lo), static_cast<i32>(seen.hi)};
+  return {mine, __shfl_sync(0xffffffffu, mine.lo, kV.tile_q - 1), min(end, __shfl_sync(0xffffffffu, mine.hi, 0))};
+}
+
+template <int kGroups, int kOut>
+__device__ __forceinline__ void clear_sums(float (&acc_o)[kGroups][kOut][4], float (&top)[kGroups][2],
+                                           float (&sum)[kGroups][2]) {
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group) {
+#pragma unroll
+    for (int n = 0; n < kOut; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) acc_o[group][n][e] = 0.0f;
+    top[group][0] = top[group][1] = -__int_as_float(0x7f800000);
+    sum[group][0] = sum[group][1] = 0.0f;
+  }
+}
+
 // The exact online step of one warp: maxima over the step's keys, O and sums rescaled.
 template <int kGroups, int kOut>
 __device__ __forceinline__ void raise_maxima(const float (&s)[kGroups][4], float (&top)[kGroups][2],
@@ -80,6 +107,21 @@ __device__ __forceinline__ bool exponentials(const float (&s)[kGroups][4], const
       fits = fits && x[group][e] <= 16384.0f;
     }
   return settled || __all_sync(0xffffffffu, fits);
+}
+
+// A step of keys: scores to probabilities, by the kept maximum where it holds.
+template <int kGroups, int kOut>
+__device__ __forceinline__ void softmax_step(float (&s)[kGroups][4], const SeenKeys& seen, i32 j0, i32 end, float scale_log2,
+                                             float (&top)[kGroups][2], float (&sum)[kGroups][2],
+                                             float (&acc_o)[kGroups][kOut][4], float (&x)[kGroups][4], int lane) {
+  finish_scores(s, seen.mine, j0, end, j0 >= seen.full_lo && j0 + kStep <= seen.full_hi, scale_log2, lane);
+  if (!exponentials(s, top, x, false)) {
+    raise_maxima(s, top, sum, acc_o);
+    exponentials(s, top, x, true);
+  }
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group)
+    sum[group][0] += x[group][0] + x[group][2], sum[group][1] += x[group][1] + x[group][3];
 }
 
 // P^T of a step, rounded, as B fragments: keys 2 t, 2 t + 1 (+ 8) of row g.
