@@ -11,6 +11,30 @@ constexpr Rates kRates = {0.6e6, 33e3};
 constexpr int64_t kLeastKeys =
     256;  // of a split: a block that has only these is done in about the time that it takes to start
 
+// Whether the kernel merges splits or leaves that to combine, which has more warps for a row but starts when all blocks have ended:
+// 1 x 1,024 keys in 4 splits take 7.0 us and 9.0, 1 x 16,384 in 16 take 22.5 and 22.9, 1 x 131,072 in 15 take 134.1 and 128.8. Where
+// the device chooses splits few rows may have any.
+bool merges_itself(const Configuration& c) {
+  constexpr int64_t kManyKeys = 4096;
+  constexpr int32_t kFewSplits = 4;
+  return c.split_tiles == 0 || c.max_splits <= kFewSplits || int64_t{c.split_tiles} * c.tile_k < kManyKeys;
+}
+
+// Where lengths come from the device it chooses how many keys a split has, so that all blocks have as much to do; how many splits
+// there is room for: of 512 keys, or as short as can be where those are few. 0: the plan cuts keys.
+int64_t most_splits(const AttentionProblem& p, const Configuration& c, int64_t row_blocks, int64_t multiprocessors) {
+  constexpr int64_t kUsualKeys = 512, kMost = 128, kTurns = 4, kMost31 = INT32_MAX;
+  if (p.splits > 0 || row_blocks == 0 || !(p.used_k || p.packed_k() || p.leftpad)) return 0;
+  // Packed sequences have no length that the host knows: four times the mean's splits are room enough, or they are longer.
+  const int64_t keys = p.packed_k() ? std::min(most_keys(p), 4 * usual_keys(p)) : most_keys(p);
+  const int64_t wanted = std::max((keys + kUsualKeys - 1) / kUsualKeys,
+                                  std::min((keys + kLeastKeys - 1) / kLeastKeys,
+                                           (kTurns * multiprocessors + row_blocks - 1) / row_blocks));
+  const int64_t splits = std::clamp<int64_t>(wanted, 1, kMost);
+  const bool fits = row_blocks <= kMost31 / splits && total_rows(p) <= kMost31 / p.nheads_q;
+  return fits && keys > c.tile_k ? splits : 0;
+}
+
 }  // namespace
 
 Verdict check_attention_decode_sm90(const AttentionProblem& p, const DeviceFacts& facts) {
@@ -36,8 +60,20 @@ Configurations configure_attention_decode_sm90(const AttentionProblem& p, const 
   c.tile_k = tile_k(tile);
   c.rows_per_query = static_cast<int32_t>(p.gqa_ratio());
   c.maps_tensors = true;
+  // A box brings all of a row where that is whole chunks: behind it lies the next head.
+  constexpr int kChunk = 64;
+  c.mapping.k_chunks = p.head_dim % kChunk == 0 ? tile.head_dim / kChunk : 1;
+  c.mapping.v_chunks = p.head_dim_v % kChunk == 0 ? tile.head_dim_v / kChunk : 1;
   cut_rows(p, c);
-  cut_keys(p, std::max(1, facts.multiprocessors), kLeastKeys / c.tile_k, c);
+  const int64_t multiprocessors = std::max(1, facts.multiprocessors), row_blocks = c.blocks;
+  cut_keys(p, multiprocessors, kLeastKeys / c.tile_k, c);
+  if (const int64_t most = most_splits(p, c, row_blocks, multiprocessors); most > 0) {
+    c.max_splits = static_cast<int32_t>(most);
+    c.split_tiles = 0;
+    c.split = most > 1;
+    c.blocks = row_blocks * most;
+  }
+  c.merges = c.split && merges_itself(c);
   c.grid = std::min<int64_t>(c.blocks, std::max(1, facts.multiprocessors));
   c.kernel = heed::format("attention_decode_sm90 rows {} k{} d{}/{}{}{}", tile.tile_q, c.tile_k, tile.head_dim,
                           tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");

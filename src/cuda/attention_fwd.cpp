@@ -81,6 +81,7 @@ WorkspaceLayout workspace_of(const AttentionProblem& p, const Configurations& co
                   !__builtin_mul_overflow(partials, int64_t{c.max_splits}, &partials);
     layout.partial_out_offset = add(partials, p.head_dim_v * 4);
     layout.partial_lse_offset = add(partials, 4);
+    if (c.merges) layout.counter_offset = add(partials / c.max_splits, 8);
   }
   return layout;
 }
@@ -148,9 +149,10 @@ struct ForwardStep {
   std::unique_ptr<const AttentionFwdSm90Params> mapped;  // with maps that runs write their addresses into
   AttentionFwdParams params;
   WorkspaceLayout workspace;
-  int32_t tile_k = 0;
+  Mapping mapping;
   bool counts_tiles = false;
   bool checks = false;  // the workspace starts with the sequences' status
+  bool merges = false;
   bool split = false;
 };
 
@@ -199,7 +201,7 @@ std::unique_ptr<const AttentionFwdSm90Params> map_once(const AttentionProblem& p
   made->common = step.params;
   const auto encode = [&](const MapAddresses& at, TensorMaps& maps) -> Status {
     made->common.q = at[0], made->common.k = at[1], made->common.v = at[2], made->common.out = const_cast<void*>(at[3]);
-    HEED_RETURN_IF_ERROR(map_tensors(problem, step.tile_k, *made));
+    HEED_RETURN_IF_ERROR(map_tensors(problem, step.mapping, *made));
     maps = {made->q_map, made->k_map, made->v_map, made->out_map};
     return {};
   };
@@ -234,12 +236,14 @@ Status run_mapped_step(const Plan<AttentionProblem>& plan, const Step<AttentionP
   // A hidden score times the scale must be -inf: 0 becomes the least number above it.
   float& scale = params.common.softmax_scale_log2;
   if (scale == 0.0f) scale = std::numeric_limits<float>::denorm_min();
-  if (mine.mapped == nullptr) HEED_RETURN_IF_ERROR(map_tensors(plan.problem, mine.tile_k, params));
+  if (mine.mapped == nullptr) HEED_RETURN_IF_ERROR(map_tensors(plan.problem, mine.mapping, params));
   if (params.common.mask != nullptr)
     params.mask_bits = reinterpret_cast<const u32*>(static_cast<char*>(args.workspace) + mine.workspace.mask_offset);
   if (params.common.softcap > 0.0f) set_softcap(params);
   if (mine.counts_tiles)
     params.next_tile = reinterpret_cast<u64*>(static_cast<char*>(args.workspace) + mine.workspace.counter_offset);
+  if (mine.merges)
+    params.arrived = reinterpret_cast<u64*>(static_cast<char*>(args.workspace) + mine.workspace.counter_offset);
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
@@ -255,7 +259,7 @@ Status run_pack_mask(const Plan<AttentionProblem>& plan, const Step<AttentionPro
   const ContextScope scope(plan.problem.device_index);
   HEED_RETURN_IF_ERROR(scope.status());
   MaskBits bits;
-  mask_bits(plan.problem, mine.tile_k, bits);
+  mask_bits(plan.problem, mine.mapping.tile_k, bits);
   PackMaskParams params = {};
   params.mask = args.mask;
   params.bits = reinterpret_cast<u32*>(static_cast<char*>(args.workspace) + mine.workspace.mask_offset);
@@ -315,10 +319,12 @@ class Steps {
     auto params = std::make_shared<ForwardStep>();
     params->params = planned_params(problem_, facts_, c);
     params->workspace = workspace_;
-    params->tile_k = c.tile_k;
+    params->mapping = c.mapping, params->mapping.tile_k = c.tile_k;
     params->counts_tiles = c.counts_tiles;
     params->checks = needs_check(problem_);
-    params->split = c.split;
+    // Rows that no sequence owns are marked for combine, or written where there is none.
+    params->split = c.split && (run == run_mapped_step || !c.merges);
+    params->merges = c.split && c.merges;
     params->launch = std::move(made).value();
     params->launch.overlaps_previous = overlaps;
     if (c.maps_tensors && run == run_mapped_step) params->mapped = map_once(problem_, *params);
@@ -512,7 +518,7 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
         facts.major >= 9 && ((needs_check(problem) && &c == &configurations.front()) || c.maps_tensors);
     HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.grid > 0 ? c.grid : c.blocks,
                                    c.maps_tensors ? run_mapped_step : run_step, overlaps));
-    if (!c.split) continue;
+    if (!c.split || c.merges) continue;
     HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype, combine_rows(c)),
                                    combine_blocks(problem, c), run_step, facts.major >= 9));
   }
@@ -524,7 +530,7 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Co
   for (const Configuration& c : configurations) {
     variants.push_back(c.variant);
     if (c.packs_mask) variants.push_back(pack_mask_variant());
-    if (c.split) variants.push_back(combine_variant(problem.dtype, combine_rows(c)));
+    if (c.split && !c.merges) variants.push_back(combine_variant(problem.dtype, combine_rows(c)));
   }
   if (may_be_bad(problem)) variants.push_back(check_sequences_variant());
   return variants;

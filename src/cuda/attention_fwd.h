@@ -17,6 +17,13 @@
 
 namespace heed::cuda {
 
+// What a kernel by bulk copies is told of its keys.
+struct Mapping {
+  int32_t tile_k = 0;
+  // attention_decode_sm90: chunks of 64 columns that a box of k and one of v has; 0: maps without that dimension.
+  int32_t k_chunks = 0, v_chunks = 0;
+};
+
 struct Configuration {
   std::string kernel;  // for explain: "attention_fwd_sm80 q128 k64"
   KernelVariant variant;
@@ -26,12 +33,14 @@ struct Configuration {
   int64_t blocks = 0;
   int64_t grid = 0;           // blocks launched where each does several of those, one after the other; 0: as many
   bool maps_tensors = false;  // the kernel takes AttentionFwdSm90Params
+  Mapping mapping;            // then; tile_k is filled in
   bool alone = false;  // fewer blocks than multiprocessors: no two of them shall share one, as they otherwise might
   bool packs_mask = false;    // the mask tensor becomes bits first
   bool counts_tiles = false;  // blocks take their tiles from a counter in the workspace
   int64_t section_heads = 0;  // heads whose K and V share the L2 cache; 0: half of it is theirs
   int32_t max_splits = 1;     // more than one: partials, merged by combine
-  int32_t split_tiles = 0;    // key tiles of a split
+  int32_t split_tiles = 0;    // key tiles of a split; 0: the device chooses, by the lengths at hand
+  bool merges = false;        // and merges them itself
   bool split = false;         // the variant writes partials (a single split does too where the bits must not change)
   // Two kernels may share a batch: this one takes sequences of so many queries, heads of a group counted; 0: no limit.
   int64_t min_rows = 0, max_rows = 0;
@@ -116,7 +125,7 @@ std::string hopper_limits(const DeviceFacts& facts);
 
 // What attention_fwd_sm90's parameters have besides params.common and the counter, from the problem and those: tensor maps of
 // q, k, v and out there.
-Status map_tensors(const AttentionProblem& problem, int32_t tile_k, AttentionFwdSm90Params& params);
+Status map_tensors(const AttentionProblem& problem, const Mapping& mapping, AttentionFwdSm90Params& params);
 
 // The mask tensor's bits for key tiles of tile_k: [batch or 1, heads or 1, rows or 1, words], and the words from one tile of
 // keys to the next, 0 where the mask is broadcast over keys. False where those are too many to count by 32 bits.

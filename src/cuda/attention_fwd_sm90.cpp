@@ -87,20 +87,24 @@ int64_t offset_of(const AttentionProblem& p) {
 }
 
 // [sequence, head, row, column] as the driver counts dimensions, the innermost first; with several heads in a box those come
-// before rows. The L2 cache is asked for 128 bytes at a time: by 256 memory delivers 8 % less.
+// before rows. box_chunks: the map has a fifth dimension, chunks of 64 columns, where that is more than 1, and so many of them are
+// in a box; 0: it has none. The L2 cache is asked for 128 bytes at a time: by 256 memory delivers 8 % less.
 Status encode(const char* name, const void* data, Dtype dtype, i64 columns, i64 rows, i64 heads, i64 sequences,
-              const Strides3& stride, uint32_t box_rows, uint32_t box_heads, TensorMap& map) {
+              const Strides3& stride, uint32_t box_rows, uint32_t box_heads, uint32_t box_chunks, TensorMap& map) {
   constexpr int32_t kFloat16 = 6, kBfloat16 = 9, kNoInterleave = 0, kSwizzle128 = 3, kPromoteL2To128 = 2, kFillZero = 0;
   const auto bytes = [](i64 size, i64 elements) { return static_cast<uint64_t>(size > 1 ? elements * 2 : 16); };
-  uint64_t sizes[4] = {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), static_cast<uint64_t>(heads),
-                       static_cast<uint64_t>(sequences)};
-  uint64_t strides[3] = {bytes(rows, stride.s), bytes(heads, stride.h), bytes(sequences, stride.b)};
-  uint32_t box[4] = {64, box_rows, box_heads, 1};
+  constexpr i64 kChunk = 64;
+  const bool whole = box_chunks > 1;
+  uint64_t sizes[5] = {static_cast<uint64_t>(whole ? kChunk : columns), static_cast<uint64_t>(rows),
+                       static_cast<uint64_t>(heads), static_cast<uint64_t>(sequences),
+                       static_cast<uint64_t>(whole ? columns / kChunk : 1)};
+  uint64_t strides[4] = {bytes(rows, stride.s), bytes(heads, stride.h), bytes(sequences, stride.b), kChunk * 2};
+  uint32_t box[5] = {kChunk, box_rows, box_heads, 1, box_chunks};
   if (box_heads > 1) std::swap(sizes[1], sizes[2]), std::swap(strides[0], strides[1]), std::swap(box[1], box[2]);
-  const uint32_t every[4] = {1, 1, 1, 1};
+  const uint32_t every[5] = {1, 1, 1, 1, 1};
   const CUresult result = driver().value()->tensor_map_encode_tiled(
-      reinterpret_cast<CUtensorMap*>(&map), dtype == Dtype::kBf16 ? kBfloat16 : kFloat16, 4, const_cast<void*>(data),
-      sizes, strides, box, every, kNoInterleave, kSwizzle128, kPromoteL2To128, kFillZero);
+      reinterpret_cast<CUtensorMap*>(&map), dtype == Dtype::kBf16 ? kBfloat16 : kFloat16, box_chunks > 0 ? 5 : 4,
+      const_cast<void*>(data), sizes, strides, box, every, kNoInterleave, kSwizzle128, kPromoteL2To128, kFillZero);
   if (result == kCudaSuccess) return {};
   return driver_error(
       result, heed::format("cuTensorMapEncodeTiled({} at {}, {} x {} x {} x {}, strides {} {} {} bytes)", name, data,
@@ -309,7 +313,8 @@ Configurations configure_attention_fwd_sm90(const AttentionProblem& p, const Dev
   return shared;
 }
 
-Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Params& params) {
+Status map_tensors(const AttentionProblem& p, const Mapping& mapping, AttentionFwdSm90Params& params) {
+  const int32_t tile_k = mapping.tile_k;
   set_sharing(params);
   const AttentionFwdParams& c = params.common;
   const auto [q_rows, q_sequences] = rows_of_q(p);
@@ -317,18 +322,20 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   const auto k_box = static_cast<uint32_t>(box_rows(p, tile_k)), q_box = static_cast<uint32_t>(params.queries_each),
              heads = static_cast<uint32_t>(c.rows_per_query);
   HEED_RETURN_IF_ERROR(
-      encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, q_box, heads, params.q_map));
+      encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, q_box, heads, 0, params.q_map));
   params.k_map = params.v_map = params.q_map;  // of no keys nothing is loaded
   if (k_rows > 0 && k_sequences > 0 && c.nheads_kv > 0) {
     HEED_RETURN_IF_ERROR(
-        encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, 1, params.k_map));
+        encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, 1,
+                                static_cast<uint32_t>(mapping.k_chunks), params.k_map));
     HEED_RETURN_IF_ERROR(
-        encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, 1, params.v_map));
+        encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, 1,
+                                static_cast<uint32_t>(mapping.v_chunks), params.v_map));
   }
   params.out_map = params.q_map;  // f32 leaves straight from registers
   if (p.out_dtype == p.dtype) {
     HEED_RETURN_IF_ERROR(encode("out", c.out, p.dtype, c.head_dim_v, q_rows, c.nheads_q, q_sequences, c.out_stride,
-                                q_box, heads, params.out_map));
+                                q_box, heads, 0, params.out_map));
   }
   const int64_t offset = offset_of(p);
   params.lengths_known = !may_be_bad(p) && c.min_rows == 0;
@@ -350,6 +357,7 @@ Status map_tensors(const AttentionProblem& p, int32_t tile_k, AttentionFwdSm90Pa
   params.hi_shift = c.window_right >= 0 ? shifted(offset + 1, c.window_right) : kFarthest;
   params.offset = static_cast<i32>(offset);
   params.mark = counter_mark();
+  params.k_box_chunks = mapping.k_chunks, params.v_box_chunks = mapping.v_chunks;
   return {};
 }
 

@@ -169,7 +169,11 @@ inline std::string run_block(unsigned threads, unsigned index, unsigned grid, un
   b.body = std::move(body);
   b.warps.resize(threads / 32);
   block_index.x = index, grid_size.x = grid, block_size.x = threads;
-  std::memset(shared, 0x7f, sizeof shared);
+  std::mt19937 garbage(seed);  // whatever lay there before
+  for (size_t at = 0; at < sizeof shared; at += 4) {
+    const auto word = static_cast<uint32_t>(garbage());
+    std::memcpy(shared + at, &word, sizeof word);
+  }
   std::vector<unsigned> order(threads / 32);
   for (unsigned w = 0; w < order.size(); ++w) order[w] = w;
   for (unsigned t = 0; t < threads; ++t) {
@@ -327,6 +331,12 @@ inline bool __all_sync(unsigned mask, bool p) { return __ballot_sync(mask, p) ==
 inline unsigned __reduce_or_sync(unsigned, unsigned x) {
   return emulated::fold(x, [](unsigned a, unsigned b) { return a | b; });
 }
+inline unsigned __reduce_max_sync(unsigned, unsigned x) {
+  return emulated::fold(x, [](unsigned a, unsigned b) { return std::max(a, b); });
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned x) {
+  return emulated::fold(x, [](unsigned a, unsigned b) { return a + b; });
+}
 inline int __reduce_max_sync(unsigned, int x) {
   return emulated::fold(x, [](int a, int b) { return std::max(a, b); });
 }
@@ -337,6 +347,7 @@ inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
 template <class T>

@@ -26,9 +26,9 @@ constexpr AttentionFwdVariant kD64 = decode_variant(64, 64, 8, 8, 6, 1),
                               kD128Rows16 = decode_variant(128, 128, 16, 4, 6, 1),
                               kD192 = decode_variant(192, 128, 8, 4, 5, 1);
 
-// Runs every block of the grid, one after the other: "" or what is wrong.
+// Runs every block of the grid, one after the other: "" or what is wrong. merges: the kernel merges splits, else combine.
 template <AttentionFwdVariant kV>
-std::string failure_of_decode(Case c, unsigned seed) {
+std::string failure_of_decode(Case c, unsigned seed, bool merges = true) {
   c.shares = c.nheads_q > c.nheads_kv;
   Problem problem(c, kV.is_bf16 != 0, seed);
   AttentionFwdSm90Params a = problem.params();
@@ -43,17 +43,29 @@ std::string failure_of_decode(Case c, unsigned seed) {
   std::vector<float> partial_lse(c.splits > 0 ? problem.lse.size() * p.max_splits : 0, std::nanf(""));
   std::vector<float> partial_out(partial_lse.size() * c.head_dim_v, std::nanf(""));
   if (c.splits > 0) p.partial_out = partial_out.data(), p.partial_lse = partial_lse.data();
+  a.mark = u64{seed + 1} << kTileBits;
+  std::vector<u64> arrived(problem.lse.size(), 12345);
+  a.arrived = merges ? arrived.data() : nullptr;
   a.page_box = c.page_size > 0 ? std::gcd(c.page_size, kV.tile_k) : 0;
   const int box = c.page_size > 0 ? a.page_box : kV.tile_k;
-  map_tensor(a.k_map, problem.k.data(), c.head_dim, problem.k_rows, c.nheads_kv, problem.k_batch, p.k_stride, box);
-  map_tensor(a.v_map, problem.v.data(), c.head_dim_v, problem.k_rows, c.nheads_kv, problem.k_batch, p.v_stride, box);
+  const auto map = [&](TensorMap& of, void* data, int dim, int padded, const Strides3& stride) {
+    const bool whole = dim % 64 == 0;
+    map_tensor(of, data, whole ? 64 : dim, problem.k_rows, c.nheads_kv, problem.k_batch, stride, box);
+    of.opaque[10] = whole ? dim / 64 : 1, of.opaque[11] = whole ? padded / 64 : 1;
+    return static_cast<i32>(of.opaque[11]);
+  };
+  a.k_box_chunks = map(a.k_map, problem.k.data(), c.head_dim, kV.head_dim, p.k_stride);
+  a.v_box_chunks = map(a.v_map, problem.v.data(), c.head_dim_v, kV.head_dim_v, p.v_stride);
+  if (!c.used_k.empty() || !c.rows_k.empty()) p.split_tiles = 0;
   const unsigned grid = std::min(3u, static_cast<unsigned>(a.num_work_tiles));
   for (unsigned index = 0; index < grid; ++index) {
     const std::string failure =
         emulated::run_block(kV.warps * 32 + 32, index, grid, seed * 16 + index, [&a] { attention_decode_sm90<kV>(a); });
     if (!failure.empty()) return failure;
   }
-  if (c.splits > 0) problem.merge(partial_out, partial_lse, p.max_splits);
+  for (const u64 count : arrived)
+    if (count != 0 && count != 12345) return "a counter is left at " + std::to_string(count);
+  if (c.splits > 0 && !merges) problem.merge(partial_out, partial_lse, p.max_splits);
   return problem.judge();
 }
 
@@ -153,7 +165,32 @@ TEST(EmulatedDecode, Splits) {
             .used_k = {900, 77},
             .splits = 3};
   EXPECT_EQ(failure_of_decode<kD128>(c, 12), "");
+  EXPECT_EQ(failure_of_decode<kD128>(c, 12, false), "");
   EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 13), "");
+  c.used_k = {}, c.used_q = {1, 0}, c.splits = 7, c.left = 300, c.right = 0;  // splits before and behind those that have keys
+  EXPECT_EQ(failure_of_decode<kD128>(c, 31), "");
+  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 32, false), "");
+}
+
+// More sequences than lanes, most of them short, some without keys or queries; whole rows in a box, of fewer chunks than the tile
+// has.
+TEST(EmulatedDecode, ManySequences) {
+  Case c = {.batch = 37,
+            .nheads_q = 4,
+            .nheads_kv = 2,
+            .seqlen_q = 1,
+            .seqlen_k = 700,
+            .head_dim = 64,
+            .head_dim_v = 128,
+            .hidden_nan = true,
+            .splits = 4};
+  for (int b = 0; b < c.batch; ++b) c.used_k.push_back(b == 33 ? 700 : b % 5 * 33);
+  EXPECT_EQ(failure_of_decode<kD128>(c, 18), "");
+  c.page_size = 16;
+  EXPECT_EQ(failure_of_decode<kD128>(c, 19), "");
+  c.page_size = 0, c.packed_q = true;
+  for (int b = 0; b < c.batch; ++b) c.rows_q.push_back(b % 3);
+  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 30), "");
 }
 
 // In f32 what P's rounding leaves out counts.

@@ -45,7 +45,7 @@ void setmaxnreg_dec() {}
 // ---- bulk copies ----------------------------------------------------------------------------------------------------
 
 // A tensor map here: address, sizes of four dimensions, strides of the last three in bytes, a box's extent in the second and the
-// third.
+// third; chunks of 64 columns that a row and a box have, where they are a fifth.
 constexpr u64 kEvictFirst = 0, kEvictLast = 0;
 inline void prefetch_tensormap(const TensorMap&) {}
 
@@ -80,6 +80,21 @@ inline void tma_load(u32 dst, const TensorMap& map, u32 barrier, i32 column, i32
     });
     emulated::Mbarrier& b = emulated::block->mbarriers[barrier];
     b.bytes -= static_cast<i64>(128 * m.opaque[8] * m.opaque[9]);
+    emulated::end_phase_if_complete(b);
+  });
+}
+inline void tma_load_chunks(u32 dst, const TensorMap& map, u32 barrier, i32 column, i32 row, i32 head, i32 sequence, u64) {
+  if (dst % 1024 != 0) emulated::fail("a bulk copy off the swizzle's period");
+  emulated::add_copy([=, m = map] {
+    const u32 bytes = static_cast<u32>(128 * m.opaque[8]);  // of a chunk
+    for (u32 chunk = 0; chunk < m.opaque[11]; ++chunk)
+      for_box(m, dst + chunk * bytes, column, row, head, sequence, [&](const char* from, u32 to) {
+        unsigned short x = 0;
+        if (from != nullptr && chunk < m.opaque[10]) std::memcpy(&x, from + chunk * 128, 2);
+        std::memcpy(emulated::shared + to, &x, 2);
+      });
+    emulated::Mbarrier& b = emulated::block->mbarriers[barrier];
+    b.bytes -= static_cast<i64>(bytes * m.opaque[11]);
     emulated::end_phase_if_complete(b);
   });
 }

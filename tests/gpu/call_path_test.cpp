@@ -38,7 +38,7 @@ constexpr Row kRows[] = {
     {"cuda/attention_fwd_sm80", "attention b=2 hq=4 hkv=2 sq=256 d=64 f16 lse device=cuda",
      configure_attention_fwd_sm80, 1},
     {"cuda/attention_decode_sm90", "attention b=1 hq=8 hkv=2 sq=1 sk=65536 d=128 f16 device=cuda",
-     configure_attention_decode_sm90, 2},
+     configure_attention_decode_sm90, 1},
     {"cuda/attention_decode_sm80", "attention b=1 hq=8 hkv=2 sq=1 sk=65536 d=128 bf16 device=cuda",
      configure_attention_decode_sm80, 2},
     {"cuda/attention_fwd_portable", "attention b=2 hq=4 sq=64 d=64 device=cuda", configure_attention_fwd_portable, 1},

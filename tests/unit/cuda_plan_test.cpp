@@ -48,7 +48,8 @@ std::vector<std::string> forward_lines() {
 // Keys, rows and splits that a configuration covers are those that the problem can have.
 void expect_covers(const AttentionProblem& p, const Configuration& c, const std::string& line) {
   const int64_t tiles = (most_keys(p) + c.tile_k - 1) / c.tile_k;
-  EXPECT_GE(int64_t{c.max_splits} * (c.max_splits > 1 ? c.split_tiles : tiles), tiles) << line;
+  if (c.split_tiles > 0 || c.max_splits == 1)
+    EXPECT_GE(int64_t{c.max_splits} * (c.max_splits > 1 ? c.split_tiles : tiles), tiles) << line;
   EXPECT_TRUE(c.split || c.max_splits == 1) << line;
   const int64_t heads = c.rows_per_query > 1 ? p.nheads_kv : p.nheads_q;
   if (p.packed_q()) {
@@ -168,6 +169,28 @@ TEST(CudaPlan, SplitsFillTheDevice) {
   const Configuration c =
       configure_attention_fwd_sm80(problem_of("attention b=1 hq=2 sq=64 sk=65536 d=64 bf16 device=cuda"), facts)[0];
   EXPECT_GT(c.max_splits, 16);
+}
+
+// Lengths that the device has: room for splits, whose length it chooses; what the caller says stays.
+TEST(CudaPlan, SplitsByLengths) {
+  const DeviceFacts facts = h200();
+  const auto decode = [&](const std::string& line) {
+    return configure_attention_decode_sm90(problem_of("attention " + line + " d=128 bf16 device=cuda"), facts)[0];
+  };
+  const Configuration room = decode("b=16 hq=32 hkv=8 sq=1 sk=8192 used_k");
+  EXPECT_EQ(room.split_tiles, 0);
+  EXPECT_EQ(room.max_splits, 16);
+  EXPECT_EQ(room.blocks, 16 * 8 * 16);
+  EXPECT_EQ(decode("b=1 hq=8 hkv=2 sq=1 sk=2048 used_k").max_splits, 8);  // of 256 keys: few blocks
+  EXPECT_EQ(decode("b=2 hq=8 hkv=2 sq=1 sk=1048576 used_k").max_splits, 128);
+  const Configuration short_ones = decode("b=200 hq=32 hkv=8 sq=1 sk=100 used_k");
+  EXPECT_EQ(short_ones.max_splits, 1);
+  EXPECT_FALSE(short_ones.split);
+  EXPECT_TRUE(room.merges);
+  EXPECT_TRUE(decode("b=1 hq=32 hkv=8 sq=1 sk=16384").merges);
+  EXPECT_FALSE(decode("b=1 hq=32 hkv=8 sq=1 sk=131072").merges);
+  EXPECT_GT(decode("b=16 hq=32 hkv=8 sq=1 sk=8192 used_k splits=5").split_tiles, 0);
+  EXPECT_GT(decode("b=16 hq=32 hkv=8 sq=1 sk=8192 page=16").split_tiles, 0);
 }
 
 // With batch_invariant nothing that cuts a sequence depends on its neighbours.

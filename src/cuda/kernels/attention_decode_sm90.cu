@@ -3,13 +3,17 @@
 //
 //   S^T = K Q^T  [keys, rows]     O^T = V^T P^T  [Dv, rows]      f16 or bf16, sums in f32
 //
-// A block has a multiprocessor to itself and takes tiles of tile_q (8 or 16) rows, one after the other. Its warps have 16 keys of
-// each stage, and meet at the end of a tile; that memory does not wait for it is what the ring is for.
+// A block has a multiprocessor to itself and takes tiles of tile_q (8 or 16) rows, one after the other; which, the loading warp
+// says. Its other warps have 16 keys of each stage, and meet at the end of a tile; that memory does not wait for it is what the
+// ring is for.
 //
-// Memory     stage: K [D / 64][tile_k][128 B], V alike, swizzled as bulk copies write | where the warps meet: decode.cuh |
-//            barriers.
-// Barriers   full (the loading warp's arrival and the bytes) and empty (an arrival of each warp) for every stage; merged (an
-//            arrival of each warp): what the warps brought to their meeting has been read.
+// Memory     stage: K, then V, swizzled as bulk copies write: a box after the other, whose chunks of 64 columns come one after the
+//            other, or a chunk after the other (StageShape) | where the warps meet: decode.cuh | what the next tiles are | barriers.
+// Splits of the same rows: each warp writes its rows' partials and counts itself; the last one merges them, in the order of splits.
+//
+// Barriers   full (the loading warp's arrival and the bytes) and empty (an arrival of each warp) for every stage; known (the
+//            loading warp's arrival) for every place of a tile; merged (an arrival of each warp): what the warps brought to their
+//            meeting has been read.
 #include "decode.cuh"
 #include "mma_sm90.cuh"
 #include "output.cuh"
@@ -20,14 +24,24 @@
 
 namespace heed::cuda {
 
+struct DecodeWork {
+  BlockWork of;
+  i32 splits = 0;  // of the sequence that have keys, at least one; 0: no more tiles
+};
+static_assert(sizeof(DecodeWork) == kDecodeWorkBytes);
+
 template <AttentionFwdVariant kV>
 struct DecodeLayout {
-  static constexpr int kChunks = kV.head_dim / 64, kAllChunks = kChunks + kV.head_dim_v / 64;  // boxes across rows of K; and V
-  static constexpr u32 kChunk = kV.tile_k * 128, kBytes = kAllChunks * kChunk;                 // of a stage
+  static constexpr int kChunks = kV.head_dim / 64, kChunksV = kV.head_dim_v / 64;  // across a row of K; of V
+  static constexpr u32 kChunk = kV.tile_k * 128, kBytes = (kChunks + kChunksV) * kChunk;  // of a stage
+  // Places of tiles: one more than stages as the tile behind the one whose first stage is being asked for is found before there is
+  // a stage for it, and another as warps finish a tile's splits when the next one has begun.
+  static constexpr int kPlaces = kV.stages + 2;
   static constexpr u32 kMeeting = kV.stages * kBytes,
-                       kBarriers = kMeeting + 4 * kV.warps * kV.tile_q * (kV.head_dim_v + kMeetingPad + 2),
-                       kMerged = kBarriers + 16 * kV.stages;
-  static_assert(kV.tile_k == kStep * kV.warps && kV.head_dim % 64 == 0 && kV.head_dim_v % 64 == 0 && kBarriers % 8 == 0);
+                       kWork = kMeeting + 4 * kV.warps * kV.tile_q * (kV.head_dim_v + kMeetingPad + 2),
+                       kBarriers = kWork + kPlaces * kDecodeWorkBytes, kKnown = kBarriers + 16 * kV.stages,
+                       kMerged = kKnown + 8 * kPlaces;
+  static_assert(kV.tile_k == kStep * kV.warps && kV.head_dim % 64 == 0 && kV.head_dim_v % 64 == 0 && kWork % 8 == 0);
 };
 
 // A place in the ring, and its barriers.
@@ -44,64 +58,276 @@ struct DecodeRing {
   }
 };
 
-// Tile `turn` of this block; false where there is none. Blocks change places every turn: their number and that of the splits, of
-// which those behind a sequence's end have nothing to do, may have common factors. The first tile is worked out while the kernel
-// ahead still runs, where the arguments alone say what it is: 126.5 us became 125.0 for 16 x 8,192 keys.
+// Where the next tile is written and read. When a tile is found, the stage has been given back that was asked for as many stages as
+// there are before the first one of the tile ahead: its warps have done with all tiles before that stage's.
 template <AttentionFwdVariant kV>
-__device__ __forceinline__ bool queued_work(const AttentionFwdSm90Params& a, u32 turn, BlockWork& w) {
-  const AttentionFwdParams& p = a.common;
-  const u32 index = turn * gridDim.x + (blockIdx.x + turn) % gridDim.x;
-  if (index >= static_cast<u32>(a.num_work_tiles)) return false;
-  const bool reads_lengths = p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_q != nullptr ||
-                             p.seqused_k != nullptr || p.leftpad_k != nullptr || p.cache_batch_idx != nullptr ||
-                             p.sequence_status != nullptr;
-  if (reads_lengths) wait_for_primary();
-  w = block_work<kV>(p, index);
-  wait_for_primary();
-  return true;
+struct DecodePlace {
+  using L = DecodeLayout<kV>;
+  u32 shared;
+  float* memory;  // the same
+  int place = 0;
+  u32 parity = 0;
+  __device__ __forceinline__ u32 known() const { return shared + L::kKnown + 8 * place; }
+  __device__ __forceinline__ DecodeWork& work() const {
+    return reinterpret_cast<DecodeWork*>(memory + L::kWork / 4)[place];
+  }
+  __device__ __forceinline__ void next() {
+    if (++place == L::kPlaces) place = 0, parity ^= 1;
+  }
+};
+
+// Where row r of a stage's K or V lies.
+struct StageShape {
+  u32 chunk, box;  // bytes from one to the next
+  int shift;       // 2^shift rows of a box
+  __device__ __forceinline__ StageShape(int box_rows, int chunks, bool whole, u32 chunk_of_tile)
+      : chunk(whole ? box_rows * 128 : chunk_of_tile),
+        box(whole ? chunks * box_rows * 128 : box_rows * 128),
+        shift(31 - __clz(box_rows)) {}
+  __device__ __forceinline__ u32 row(int r) const { return (r >> shift) * box + (r & ((1 << shift) - 1)) * 128; }
+};
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ int rows_of_box(const AttentionFwdSm90Params& a) {
+  return a.page_box > 0 ? a.page_box : kV.tile_k;
+}
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ StageShape shape_of_k(const AttentionFwdSm90Params& a) {
+  return {rows_of_box<kV>(a), DecodeLayout<kV>::kChunks, a.k_box_chunks > 1, DecodeLayout<kV>::kChunk};
+}
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ StageShape shape_of_v(const AttentionFwdSm90Params& a) {
+  return {rows_of_box<kV>(a), DecodeLayout<kV>::kChunksV, a.v_box_chunks > 1, DecodeLayout<kV>::kChunk};
 }
 
-// The loading warp, a lane a box. A lane also holds the page of one box of the next stages, 32 boxes of them: those of the next 32
-// are looked up while these are loaded, as a look-up may take as long as a stage. Boxes behind the last key, whose pages nobody
-// has stated, are asked for behind the end of a page and come as 0.
+// The tiles of the run in order, by one warp. Only splits that have keys are among them (and one of a sequence without), so that
+// blocks that take every so many'th have as much to do whatever the lengths are. A lane has one of 32 sequences, which are gone
+// through as tiles are asked for.
 template <AttentionFwdVariant kV>
-__device__ __forceinline__ void fill_ring(const AttentionFwdSm90Params& a, u32 shared) {
+struct TileList {
+  const AttentionFwdSm90Params& a;
+  const AttentionFwdParams& p;
+  const int lane;
+  u32 split_tiles = 0;             // of keys, that a split should have
+  i64 group = -32;                 // the first of the 32
+  u32 before = 0, all = 0;         // tiles ahead of the 32; of the 32
+  BlockWork mine;                  // this lane's sequence
+  i32 key_begin = 0, key_end = 0;  // the tiles of keys that its rows see
+  u32 splits = 0, of_split = 0;    // those with keys; tiles of keys of each
+  u32 count = 0, end = 0;  // tiles of this lane's sequence; those of the lanes before as well
+
+  bool measuring;          // going through all sequences once, for split_tiles
+  // Of all sequences gone through: the most tiles of keys, and with splits of kLeast tiles, twice as many and so on, the last being
+  // of any number: how many tiles there would be, and how long the longest.
+  static constexpr int kLengths = 8;
+  static constexpr u32 kLeast = 256 / kV.tile_k;
+  u32 most_keys = 0, tiles[kLengths] = {}, longest[kLengths] = {};
+
+  static constexpr i64 kMostMeasured = 256;  // with more sequences there are tiles enough
+  __device__ __forceinline__ TileList(const AttentionFwdSm90Params& params, int my_lane)
+      : a(params),
+        p(params.common),
+        lane(my_lane),
+        split_tiles(p.split_tiles > 0 ? p.split_tiles : 1024 / kV.tile_k),
+        measuring(p.split_tiles == 0 && writes_partials<kV>(p) && p.batch <= kMostMeasured) {}
+
+  __device__ __forceinline__ static u32 length(int i) { return i + 1 < kLengths ? kLeast << i : 1u << 30; }
+  __device__ __forceinline__ void measure() {
+    const u32 keys = key_end - key_begin, rows = row_tiles() * p.nheads_kv, most = p.max_splits, shortest = (keys + most - 1) / most;
+    most_keys = max(most_keys, keys);
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) {
+      tiles[i] += rows * max(1u, min((keys + length(i) - 1) / length(i), most));
+      longest[i] = max(longest[i], min(keys, max(length(i), shortest)));
+    }
+  }
+  // The split that costs least, in tiles of keys: a turn its longest tile and 1.25 for a tile's end, and merging 1.5. (Memory that
+  // blocks without a tile leave to the others is worth more than half of their time: what a tile's end takes, 0.5, counts 2.5
+  // times therefore.)
+  __device__ __forceinline__ void choose_split() {
+    float least = 3e38f;
+    most_keys = __reduce_max_sync(0xffffffffu, most_keys);
+#pragma unroll
+    for (int i = 0; i < kLengths; ++i) {
+      const float turns = ceilf(__fdividef(static_cast<float>(__reduce_add_sync(0xffffffffu, tiles[i])), static_cast<float>(gridDim.x)));
+      const float cost = turns * (static_cast<float>(__reduce_max_sync(0xffffffffu, longest[i])) + 1.25f) +
+                         (length(i) < most_keys ? 1.5f : 0.0f);
+      if (cost <= least) least = cost, split_tiles = length(i);
+    }
+  }
+
+  __device__ __forceinline__ u32 row_tiles() const {
+    return (static_cast<u32>(mine.q_rows) * p.rows_per_query + kV.tile_q - 1) / kV.tile_q;
+  }
+  __device__ __forceinline__ void locate(i64 b) {
+    mine = BlockWork(), key_begin = key_end = 0;
+    if (b >= p.batch) return;
+    mine.b = static_cast<i32>(b);
+    locate_sequence(p, mine);
+    if (p.sequence_status != nullptr && p.sequence_status[b] != 0) {
+      mine.q_len = mine.k_len = 0;
+      // Where offsets are out of order check_sequences has cleared all rows: this one's may be another's.
+      if (p.cu_seqlens_q != nullptr && p.sequence_status[p.batch] != 0) mine.q_rows = 0;
+    }
+    if (mine.q_len == 0) return;
+    // As visible_keys, but short, and with chunks only where their positions are 31 bits: what no row sees may be loaded.
+    const i64 first = mine.offset, last = mine.q_len - 1 + mine.offset;
+    i64 lo = 0, hi = mine.k_len;
+    if (p.window_left >= 0) lo = max(lo, first - min(p.window_left, kFar));
+    if (p.window_right >= 0) hi = min(hi, last + min(p.window_right, kFar) + 1);
+    if (p.chunk > 0 && first >= 0 && last <= kMost31 && p.chunk <= kMost31) {
+      const u32 chunk = static_cast<u32>(p.chunk);
+      lo = max(lo, static_cast<i64>(static_cast<u32>(first) / chunk * chunk));
+      hi = min(hi, static_cast<i64>(static_cast<u32>(last) / chunk * chunk) + p.chunk);
+    }
+    if (lo >= hi) return;
+    key_begin = static_cast<i32>(static_cast<u32>(lo) / kV.tile_k), key_end = end_of(hi);
+  }
+  static constexpr i64 kMost31 = 0x7fffffff;
+  __device__ __forceinline__ static i32 end_of(i64 keys) {
+    return static_cast<i32>((static_cast<u32>(keys) + kV.tile_k - 1) / kV.tile_k);
+  }
+
+  // Tile `index`, which is not before the one asked for last, to `to`; no tile where there are no more.
+  __device__ __forceinline__ void find(u32 index, DecodeWork& to) {
+    while (measuring || index - before >= all) {
+      before += all, all = 0, group += 32;
+      if (group >= p.batch && !measuring) {
+        if (lane == 0) to.splits = 0;
+        __syncwarp();
+        return;
+      }
+      if (group >= p.batch) {
+        choose_split();
+        measuring = false, group = -32;
+        continue;
+      }
+      locate(group + lane);
+      if (measuring) {
+        measure();
+        continue;
+      }
+      const u32 its_keys = max(key_end - key_begin, 1);
+      splits = writes_partials<kV>(p) ? min((its_keys + split_tiles - 1) / split_tiles, static_cast<u32>(p.max_splits)) : 1;
+      of_split = (its_keys + splits - 1) / splits, splits = (its_keys + of_split - 1) / of_split;
+      end = count = row_tiles() * p.nheads_kv * splits;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        const u32 ahead = __shfl_sync(0xffffffffu, end, lane >= step ? lane - step : lane);
+        if (lane >= step) end += ahead;
+      }
+      all = __shfl_sync(0xffffffffu, end, 31);
+    }
+    const u32 at = index - before - (end - count);
+    if (at < count) {
+      const u32 heads = p.nheads_kv, each = heads * splits;
+      to.of = mine;
+      to.of.head = to.of.head_kv = static_cast<i32>(at % heads);
+      to.of.split = static_cast<i32>(at % each / heads);
+      to.of.row0 = static_cast<i32>(at / each * kV.tile_q);
+      set_tiles(to.of);
+      to.splits = static_cast<i32>(splits);
+      to.of.whole = splits == 1 && a.arrived != nullptr;
+    }
+    __syncwarp();
+  }
+  // The tiles of keys that a tile of rows has; causal rows before the sequence's last ones see fewer than it does.
+  __device__ __forceinline__ void set_tiles(BlockWork& w) const {
+    const i32 last = static_cast<i32>(static_cast<u32>(w.row0 + kV.tile_q - 1) / static_cast<u32>(p.rows_per_query));
+    w.tile_begin = key_begin, w.tile_end = key_end;
+    if (p.window_right >= 0 && last < w.q_len) {
+      const i64 hi = last + w.offset + min(p.window_right, kFar) + 1;
+      w.tile_end = hi < w.k_len ? min(key_end, max(end_of(max(hi, 0ll)), key_begin)) : key_end;
+    }
+    if (!writes_partials<kV>(p)) return;
+    const i32 each = static_cast<i32>(of_split);
+    w.tile_begin = key_begin + w.split * each;
+    w.tile_end = max(min(w.tile_end, w.tile_begin + each), w.tile_begin);
+  }
+};
+
+// What the loading warp keeps of a tile.
+struct Source {
+  i64 cache_row = 0;
+  i32 tile_begin = 0, tile_end = 0, end = 0;  // end: of its stages, of which a tile without keys has one too
+  i32 head_kv = 0, k_begin = 0, k_len = 0;
+  bool any = false;
+  Source() = default;
+  __device__ __forceinline__ explicit Source(const DecodeWork& w)
+      : cache_row(w.of.cache_row),
+        tile_begin(w.of.tile_begin),
+        tile_end(w.of.tile_end),
+        end(max(w.of.tile_end, w.of.tile_begin + 1)),
+        head_kv(w.of.head_kv),
+        k_begin(static_cast<i32>(w.of.k_begin)),
+        k_len(w.of.k_len),
+        any(w.splits > 0) {}
+};
+
+// The loading warp, a lane a box. A lane also holds the page of one box of the next stages, 32 boxes of them: those of the next 32,
+// or of the next tile's first, are looked up while these are loaded, as a look-up may take as long as a stage. Boxes behind the
+// last key, whose pages nobody has stated, are asked for behind the end of a page and come as 0. Blocks change places every turn:
+// their number may be a multiple of the tiles of a sequence, of which the last are shorter.
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ void fill_ring(const AttentionFwdSm90Params& a, u32 shared, float* memory) {
   using L = DecodeLayout<kV>;
   const AttentionFwdParams& p = a.common;
   const int lane = threadIdx.x % 32;
   const bool paged = a.page_box > 0;
-  const i32 box_rows = paged ? a.page_box : kV.tile_k, boxes = kV.tile_k / box_rows, stages_held = 32 / boxes;
+  const StageShape k_shape = shape_of_k<kV>(a), v_shape = shape_of_v<kV>(a);
+  const i32 box_rows = rows_of_box<kV>(a), boxes = kV.tile_k / box_rows, stages_held = 32 / boxes;
+  const i32 k_pieces = a.k_box_chunks > 1 ? 1 : L::kChunks, pieces = k_pieces + (a.v_box_chunks > 1 ? 1 : L::kChunksV);
   const u32 page_size = paged ? p.page_size : 1;
+  const bool reads_lengths = p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_q != nullptr ||
+                             p.seqused_k != nullptr || p.leftpad_k != nullptr || p.cache_batch_idx != nullptr ||
+                             p.sequence_status != nullptr;
+  // The first tile is found while the kernel ahead still runs, where the arguments alone say what it is: 126.5 us became 125.0
+  // for 16 x 8,192 keys.
+  if (reads_lengths) wait_for_primary();
+  TileList<kV> list(a, lane);
+  DecodePlace<kV> place{shared, memory};
+  u32 turn = 0;
+  const auto look_up = [&](const Source& w, i32 n) -> i32 {
+    const u32 key = static_cast<u32>(n) * kV.tile_k + lane * box_rows;
+    if (!paged || !w.any || n >= w.tile_end || key >= static_cast<u32>(w.k_len)) return 0;
+    return p.page_table[w.cache_row * p.page_table_stride + key / page_size * p.page_table_step];
+  };
   DecodeRing<kV> ring{shared, 0, 1};
-  BlockWork w;
-  for (u32 turn = 0; queued_work<kV>(a, turn, w); ++turn) {
-    if (w.idle) continue;
-    const auto look_up = [&](i32 n) -> i32 {
-      const u32 key = static_cast<u32>(n) * kV.tile_k + lane * box_rows;
-      if (!paged || n >= w.tile_end || key >= static_cast<u32>(w.k_len)) return 0;
-      return p.page_table[w.cache_row * p.page_table_stride + key / page_size * p.page_table_step];
-    };
-    i32 pages = 0, later = look_up(w.tile_begin);
-    for (i32 n = w.tile_begin; n < w.tile_end; ++n) {
-      const i32 held = (n - w.tile_begin) % stages_held;
-      if (held == 0) pages = later, later = look_up(n + stages_held);
-      mbarrier_wait(ring.empty(), ring.parity);
-      if (lane == 0) mbarrier_arrive_expect_tx(ring.full(), L::kBytes);
-      __syncwarp();
-      for (i32 first = 0; first < boxes * L::kAllChunks; first += 32) {
-        const i32 copy = first + lane, box = copy / L::kAllChunks, chunk = copy % L::kAllChunks, key = n * kV.tile_k + box * box_rows;
-        i32 sequence = __shfl_sync(0xffffffffu, pages, held * boxes + box), row = static_cast<u32>(key) % page_size;
-        if (!paged) sequence = static_cast<i32>(w.cache_row), row = static_cast<i32>(w.k_begin) + key;
-        else if (key >= w.k_len) row = static_cast<i32>(page_size);
-        if (box >= boxes) continue;
-        const u32 to = ring.data() + chunk * L::kChunk + box * box_rows * 128;
-        if (chunk < L::kChunks)
-          tma_load(to, a.k_map, ring.full(), chunk * 64, row, w.head_kv, sequence, kEvictFirst);
-        else
-          tma_load(to, a.v_map, ring.full(), (chunk - L::kChunks) * 64, row, w.head_kv, sequence, kEvictFirst);
-      }
-      ring.next();
+  Source w, next;
+  i32 pages = 0, later = 0, next_pages = 0, n = 0;
+  // Once in the code, as it is long: what a kernel runs first is fetched from memory.
+  for (bool find = true, first_stage = false;; find = first_stage) {
+    if (find) {
+      list.find(turn * gridDim.x + (blockIdx.x + turn) % gridDim.x, place.work());
+      if (lane == 0) mbarrier_arrive(place.known());
+      next = Source(place.work());
+      place.next();
+      if (turn++ == 0) wait_for_primary();
+      next_pages = look_up(next, next.tile_begin);
     }
+    first_stage = n >= w.end;
+    if (first_stage) {
+      if (!next.any) break;
+      w = next, n = w.tile_begin, later = next_pages;
+    }
+    const i32 held = (n - w.tile_begin) % stages_held;
+    if (held == 0) pages = later, later = look_up(w, n + stages_held);
+    mbarrier_wait(ring.empty(), ring.parity);
+    if (lane == 0) mbarrier_arrive_expect_tx(ring.full(), n < w.tile_end ? L::kBytes : 0);
+    __syncwarp();
+    for (i32 first = 0; n < w.tile_end && first < boxes * pieces; first += 32) {
+      const i32 copy = first + lane, box = copy / pieces, piece = copy % pieces, key = n * kV.tile_k + box * box_rows;
+      i32 sequence = __shfl_sync(0xffffffffu, pages, held * boxes + box), row = static_cast<u32>(key) % page_size;
+      if (!paged) sequence = static_cast<i32>(w.cache_row), row = w.k_begin + key;
+      else if (key >= w.k_len) row = static_cast<i32>(page_size);
+      if (box >= boxes) continue;
+      if (piece < k_pieces)
+        tma_load_chunks(ring.data() + piece * k_shape.chunk + box * k_shape.box, a.k_map, ring.full(), piece * 64, row, w.head_kv,
+                        sequence, kEvictFirst);
+      else
+        tma_load_chunks(ring.data() + L::kChunks * L::kChunk + (piece - k_pieces) * v_shape.chunk + box * v_shape.box, a.v_map,
+                        ring.full(), (piece - k_pieces) * 64, row, w.head_kv, sequence, kEvictFirst);
+    }
+    ring.next(), ++n;
   }
   launch_dependents();
 }
@@ -128,26 +354,124 @@ __device__ __forceinline__ void load_queries(const AttentionFwdParams& p, const 
 
 // Rows of V behind the last key become 0: what lies there reaches no row then. By the warp that has them.
 template <AttentionFwdVariant kV>
-__device__ __forceinline__ void clear_values(u32 v, int first_row, int last_row, int lane) {
+__device__ __forceinline__ void clear_values(u32 v, const StageShape& shape, int first_row, int last_row, int lane) {
   for (int row = first_row; row < last_row; ++row)
 #pragma unroll
-    for (int c = 0; c < kV.head_dim_v / 64; ++c) store_shared(v + c * DecodeLayout<kV>::kChunk + row * 128 + lane * 4, 0);
+    for (int c = 0; c < kV.head_dim_v / 64; ++c) store_shared(v + c * shape.chunk + shape.row(row) + lane * 4, 0);
   __syncwarp();
   fence_proxy_async();
 }
 
-// O^T += V^T P^T for a step of keys, the rows first.. of a stage.
+// O^T += V^T P^T for a step of keys. rows: where the eight of this lane's begin.
 template <AttentionFwdVariant kV, int kGroups>
-__device__ __forceinline__ void multiply_values(float (&acc_o)[kGroups][kV.head_dim_v / 16][4], u32 v, int first,
+__device__ __forceinline__ void multiply_values(float (&acc_o)[kGroups][kV.head_dim_v / 16][4], u32 rows, u32 chunk,
                                                 const u32 (&probability)[kGroups][2], int lane) {
 #pragma unroll
   for (int m = 0; m < kV.head_dim_v / 16; ++m) {
     u32 values[4];
-    ldmatrix_x4_trans(values, staged(v, DecodeLayout<kV>::kChunk, first + lane / 16 * 8 + lane % 8, m * 16 + lane / 8 % 2 * 8));
+    ldmatrix_x4_trans(values, staged(rows, chunk, lane % 8, m * 16 + lane / 8 % 2 * 8));
 #pragma unroll
     for (int group = 0; group < kGroups; ++group)
       mma_m16n8k16<kV.is_bf16>(acc_o[group][m], values, probability[group][0], probability[group][1]);
   }
+}
+
+// Where combine merges: splits of the tile's rows that have no keys, and therefore no tile.
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ void empty_splits(const AttentionFwdParams& p, const BlockWork& w, const RowMap& rows, i32 splits, int warp,
+                                             int lane) {
+  for (int row = warp; row < kV.tile_q; row += kV.warps) {
+    const i32 query = rows.query(row);
+    if (query >= w.q_rows) return;
+    float* const lse = p.partial_lse + partial_slot(p, w, rows.head(row), query);
+    for (i32 split = splits + lane; split < p.max_splits; split += 32) lse[split] = -__int_as_float(0x7f800000);
+  }
+}
+
+// Where a warp's rows count the splits that are done; null where there is but one, or no row.
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ u64* counter_of(const AttentionFwdSm90Params& a, const BlockWork& w, const RowMap& rows, int warp) {
+  constexpr int kRows = kV.tile_q / kV.warps;
+  const i32 query = rows.query(warp * kRows);
+  if (a.arrived == nullptr || w.whole || query >= w.q_rows) return nullptr;
+  return a.arrived + partial_row(a.common, w, rows.head(warp * kRows), query);
+}
+
+// A row from the partials of its splits, by a warp:
+//
+//   M = max_s lse_s     L = sum_s exp(lse_s - M) (+ exp(sink - M))     out = sum_s exp(lse_s - M) out_s / L     lse = M + ln L
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ void merge_splits(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head, i32 splits,
+                                             int lane) {
+  constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
+  constexpr int kAtOnce = 8;  // splits
+  static_assert(kV.head_dim_v <= 128);
+  const float kInf = __int_as_float(0x7f800000);
+  const i64 slot = partial_row(p, w, head, query) * p.max_splits;
+  const float *const lse_of = p.partial_lse + slot, *const out_of = p.partial_out + slot * p.head_dim_v;
+  const float sink = p.sinks != nullptr ? p.sinks[head] : -kInf;
+  float lse = lane < splits ? load_from_l2(lse_of + lane) : -kInf, top = fmaxf(sink, lse);
+#pragma unroll 1
+  for (i32 s = lane + 32; s < splits; s += 32) top = fmaxf(top, load_from_l2(lse_of + s));
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
+  const float reference = top == -kInf ? 0.0f : top;
+  const int column = lane * 4;
+  float total = 0.0f;
+  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 1
+  for (i32 first = 0; first < splits; first += kAtOnce) {
+    if (first > 0 && first % 32 == 0) lse = first + lane < splits ? load_from_l2(lse_of + first + lane) : -kInf;
+    float4 x[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      x[i] = {0.0f, 0.0f, 0.0f, 0.0f};
+      if (first + i < splits && column < p.head_dim_v)
+        x[i] = load_from_l2_16(out_of + static_cast<i64>(first + i) * p.head_dim_v + column);
+    }
+    const float weight = ex2((lse - reference) * kLog2e);
+    if (first % 32 == 0) total += weight;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float of_split = __shfl_sync(0xffffffffu, weight, first % 32 + i);
+      sum.x = fmaf(of_split, x[i].x, sum.x), sum.y = fmaf(of_split, x[i].y, sum.y);
+      sum.z = fmaf(of_split, x[i].z, sum.z), sum.w = fmaf(of_split, x[i].w, sum.w);
+    }
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) total += __shfl_xor_sync(0xffffffffu, total, step);
+  total += ex2((sink - reference) * kLog2e);
+  const bool counts = query < w.q_len && total != 0.0f;
+  const float inverse = counts ? 1.0f / total : 0.0f;
+  const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s + column;
+  const float4 y = counts ? float4{sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse}
+                          : float4{0.0f, 0.0f, 0.0f, 0.0f};
+  if (column < p.head_dim_v) {
+    if (p.out_is_f32)
+      *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = y;
+    else
+      *reinterpret_cast<uint2*>(static_cast<unsigned short*>(p.out) + at) =
+          make_uint2(cvt_pair<kV.is_bf16>(y.x, y.y), cvt_pair<kV.is_bf16>(y.z, y.w));
+  }
+  if (lane == 0) store_lse(p, w, head, query, counts ? reference + lg2(total) * kLn2 : -kInf);
+}
+
+// This warp's rows of a tile that is done, of several splits.
+template <AttentionFwdVariant kV>
+__device__ __forceinline__ void finish_split(const AttentionFwdSm90Params& a, const DecodeWork& work, int warp, int lane) {
+  constexpr int kRows = kV.tile_q / kV.warps;
+  const BlockWork& w = work.of;
+  const RowMap rows(a.common, w);
+  u64* const counter = counter_of<kV>(a, w, rows, warp);
+  if (counter == nullptr) return;
+  __syncwarp();
+  i32 done = 0;
+  if (lane == 0) done = static_cast<i32>(count_arrival(counter) & ((1u << kTileBits) - 1)) + 1;
+  if (__shfl_sync(0xffffffffu, done, 0) < work.splits) return;
+  if (lane == 0) *counter = 0;
+#pragma unroll 1
+  for (int row = warp * kRows; row < (warp + 1) * kRows && rows.query(row) < w.q_rows; ++row)
+    merge_splits<kV>(a.common, w, rows.query(row), rows.head(row), work.splits, lane);
 }
 
 template <AttentionFwdVariant kV>
@@ -158,31 +482,47 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = warp * kStep;
   const Meeting<kV> meeting(memory + L::kMeeting / 4);
   const float scale_log2 = plain_scale(p);
+  const StageShape k_shape = shape_of_k<kV>(a), v_shape = shape_of_v<kV>(a);
+  const u32 k_rows = k_shape.row(first + lane / 8 % 2 * 8), v_rows = v_shape.row(first + lane / 16 * 8);  // eight of them
   DecodeRing<kV> ring{shared, 0, 0};
+  DecodePlace<kV> place{shared, memory};
   u32 merged = 1;  // parity
-  BlockWork w;
-  for (u32 turn = 0; queued_work<kV>(a, turn, w); ++turn) {
-    if (w.idle) continue;
+  const DecodeWork* unfinished = nullptr;  // the tile ahead, where its splits are not
+  const bool merges = a.arrived != nullptr;
+  wait_for_primary();
+  for (;; place.next()) {
+    mbarrier_wait(place.known(), place.parity);
+    const bool is_last = place.work().splits == 0;
+    const BlockWork w = place.work().of;
     const RowMap rows(p, w);
     const i32 end = min(w.tile_end * kV.tile_k, w.k_len);
+    u32 q[kGroups][kKeySteps][2] = {};
+    if (!is_last) load_queries<kV>(p, w, rows, q, lane);
+    if (unfinished != nullptr) finish_split<kV>(a, *unfinished, warp, lane);  // while those come
+    if (is_last) break;
     float acc_o[kGroups][kOut][4], top[kGroups][2], sum[kGroups][2];
     clear_sums(acc_o, top, sum);
-    u32 q[kGroups][kKeySteps][2];
-    load_queries<kV>(p, w, rows, q, lane);
+    if (w.split == 0 && !merges && writes_partials<kV>(p))
+      empty_splits<kV>(p, w, rows, place.work().splits, warp, lane);
+    if (lane == 0) {
+      u64* const counter = counter_of<kV>(a, w, rows, warp);
+      if (counter != nullptr) mark_counter(counter, a.mark);
+    }
     const SeenKeys seen = seen_keys<kV>(p, w, rows, end, lane);
 
+    i32 n = w.tile_begin;
 #pragma unroll 1
-    for (i32 n = w.tile_begin; n < w.tile_end; ++n) {
+    do {
       const i32 j0 = n * kV.tile_k + first;
       const u32 k = ring.data(), v = k + L::kChunks * L::kChunk;
       mbarrier_wait(ring.full(), ring.parity);
       if (j0 < end) {
-        if (j0 + kStep > end) clear_values<kV>(v, first + end - j0, first + kStep, lane);
+        if (j0 + kStep > end) clear_values<kV>(v, v_shape, first + end - j0, first + kStep, lane);
         float s[kGroups][4] = {}, odd[kGroups][4] = {};  // two chains, half as long
 #pragma unroll
         for (int kk = 0; kk < kKeySteps; ++kk) {
           u32 keys[4];
-          ldmatrix_x4(keys, staged(k, L::kChunk, first + lane % 16, kk * 16 + lane / 16 * 8));
+          ldmatrix_x4(keys, staged(k + k_rows, k_shape.chunk, lane % 8, kk * 16 + lane / 16 * 8));
 #pragma unroll
           for (int group = 0; group < kGroups; ++group)
             mma_m16n8k16<kV.is_bf16>(kk % 2 == 0 ? s[group] : odd[group], keys, q[group][kk][0], q[group][kk][1]);
@@ -195,16 +535,16 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
         softmax_step(s, seen, j0, end, scale_log2, top, sum, acc_o, x, lane);
         u32 probability[kGroups][2];
         round_probabilities<kV.is_bf16 != 0>(x, probability);
-        multiply_values<kV>(acc_o, v, first, probability, lane);
+        multiply_values<kV>(acc_o, v + v_rows, v_shape.chunk, probability, lane);
         if (kGroups == 1 && p.out_is_f32) {
           round_rest<kV.is_bf16 != 0>(x, probability);
-          multiply_values<kV>(acc_o, v, first, probability, lane);
+          multiply_values<kV>(acc_o, v + v_rows, v_shape.chunk, probability, lane);
         }
       }
       __syncwarp();
       if (lane == 0) mbarrier_arrive(ring.empty());
       ring.next();
-    }
+    } while (++n < w.tile_end);
 
     mbarrier_wait(shared + L::kMerged, merged);
     merged ^= 1;
@@ -226,6 +566,7 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
       return v;
     }();
     redo_rows<kV, kScalar>(p, w, rows, bad, warp, lane);
+    unfinished = merges && !w.whole ? &place.work() : nullptr;
   }
 }
 
@@ -240,12 +581,13 @@ __global__ void __launch_bounds__(kV.warps * 32 + 32, 1)
       const DecodeRing<kV> ring{shared, i, 0};
       mbarrier_init(ring.full(), 1), mbarrier_init(ring.empty(), kV.warps);
     }
+    for (int i = 0; i < DecodeLayout<kV>::kPlaces; ++i) mbarrier_init(shared + DecodeLayout<kV>::kKnown + 8 * i, 1);
     mbarrier_init(shared + DecodeLayout<kV>::kMerged, kV.warps);
     fence_mbarrier_init();
   }
   __syncthreads();
   if (threadIdx.x >= kV.warps * 32)
-    fill_ring<kV>(a, shared);
+    fill_ring<kV>(a, shared, reinterpret_cast<float*>(smem));
   else
     decode<kV>(a, shared, reinterpret_cast<float*>(smem));
 }

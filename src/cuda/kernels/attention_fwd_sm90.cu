@@ -34,13 +34,6 @@
 
 namespace heed::cuda {
 
-// Starts the counter of tiles, unless another block has. (A block that finds it unmarked just before another marks it does
-// nothing either.)
-__device__ __forceinline__ void mark_counter(const AttentionFwdSm90Params& a) {
-  const u64 held = *static_cast<volatile const u64*>(a.next_tile);
-  if ((held ^ a.mark) >> kTileBits != 0) atomicCAS(a.next_tile, held, a.mark);
-}
-
 // The tile after `index`. Blocks ask once for every tile they do, so that the last to ask knows it is.
 __device__ __forceinline__ u32 tile_after(const AttentionFwdSm90Params& a, u32 index) {
   if (a.next_tile == nullptr) return index + gridDim.x;
@@ -545,7 +538,7 @@ __global__ void __launch_bounds__(128 * (kV.consumers + 1), kV.blocks)
     fence_mbarrier_init();
   }
   wait_for_primary();
-  if (threadIdx.x == 32 && a.next_tile != nullptr) mark_counter(a);
+  if (threadIdx.x == 32 && a.next_tile != nullptr) mark_counter(a.next_tile, a.mark);
   __syncthreads();
   const int group = uniform(threadIdx.x / 128);
   if (group == kV.consumers) {

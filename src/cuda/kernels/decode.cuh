@@ -189,7 +189,7 @@ __device__ __forceinline__ u32 merge_rows(const AttentionFwdParams& p, const Blo
 #pragma unroll
     for (int i = 0; i < kV.warps; ++i) weight[i] = m.top[i * kV.tile_q + row], best = fmaxf(best, weight[i]);
     float sink = -kInf;
-    const bool split = writes_partials<kV>(p);
+    const bool split = writes_partials<kV>(p) && !w.whole;
     if (!split && p.sinks != nullptr && query < w.q_len) sink = p.sinks[head] * kLog2e;
     best = fmaxf(best, sink);
     const float reference = best == -kInf ? 0.0f : best;

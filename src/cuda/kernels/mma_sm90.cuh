@@ -101,6 +101,15 @@ __device__ __forceinline__ void tma_load(u32 dst, const TensorMap& map, u32 barr
       "l"(&map), "r"(barrier), "r"(column), "r"(row), "r"(head), "r"(sequence), "l"(policy)
       : "memory");
 }
+// The same of a map whose fifth dimension is chunks of 64 columns, from the first on.
+__device__ __forceinline__ void tma_load_chunks(u32 dst, const TensorMap& map, u32 barrier, i32 column, i32 row, i32 head,
+                                                i32 sequence, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%3, %4, %5, %6, %8}], [%2], %7;" ::"r"(dst),
+      "l"(&map), "r"(barrier), "r"(column), "r"(row), "r"(head), "r"(sequence), "l"(policy), "r"(0)
+      : "memory");
+}
 // A box from shared memory; rows and columns outside the tensor are not written.
 __device__ __forceinline__ void tma_store(const TensorMap& map, u32 src, i32 column, i32 row, i32 head, i32 sequence) {
   asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::"l"(&map),

@@ -70,7 +70,7 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
 #pragma unroll
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   float factor = 1.0f;
-  const bool split = writes_partials<kV>(p);
+  const bool split = writes_partials<kV>(p) && !w.whole;
   if (!split && p.sinks != nullptr) {
     const float sink = p.sinks[head] * kLog2e, both = fmaxf(top, sink), reference = both == -kInf ? 0.0f : both;
     factor = ex2(top - reference);

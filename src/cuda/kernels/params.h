@@ -25,6 +25,9 @@ constexpr unsigned int kPaddingLse = 0x7fc0dead;
 // without bank conflicts.
 constexpr int kMeetingPad = 4;
 
+// What attention_decode_sm90's loading warp says of a tile.
+constexpr int kDecodeWorkBytes = 88;
+
 // One compiled kernel. Lengths, strides and scales are never in it (docs/decisions).
 struct AttentionFwdVariant {
   int is_bf16 = 0;
@@ -124,7 +127,7 @@ struct AttentionFwdParams {
   float* partial_out;  // [rows, nheads_q, max_splits, head_dim_v]; rows: see partial_queries
   float* partial_lse;  // [rows, nheads_q, max_splits]
   i32 max_splits;
-  i32 split_tiles;  // key tiles of one split
+  i32 split_tiles;  // key tiles of one split; 0: attention_decode_sm90 chooses, by the lengths at hand
 
   i64 page_table_step;   // between the entries of a row of the page table
   i64 q_limit, k_limit;  // longest lengths that bias and mask cover; 0: any
@@ -180,6 +183,10 @@ struct AttentionFwdSm90Params {
   i32 mask_bits_i, mask_bits_tile;  // the latter from one tile of keys to the next
   // Softcap of scores s with |s| <= near_limit: s (near[0] + near[1] s^2 + near[2] s^4 + ...), in units of log2.
   float near_limit, near[5];
+  // attention_decode_sm90, whose maps of k and v have a fifth dimension, the 64 columns of a row that a box begins with being the
+  // first: chunks of 64 columns in a box, all of a row's or one.
+  i32 k_box_chunks, v_box_chunks;
+  u64* arrived;  // [rows, nheads_q] of the partials: splits that are done, counted as next_tile counts; null: combine merges
 };
 
 struct PackMaskParams {

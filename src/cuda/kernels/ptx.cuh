@@ -48,6 +48,28 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* from) {
   return x;
 }
 
+// Adds one. What the warp has written before, this lane's __syncwarp between, is there for whoever finds it counted; and what was
+// written before those that are counted is there for this warp, behind another __syncwarp.
+__device__ __forceinline__ u64 count_arrival(u64* counter) {
+  u64 before;
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(counter) : "memory");
+  return before;
+}
+// What other blocks have written meanwhile: past L1.
+__device__ __forceinline__ float load_from_l2(const float* from) {
+  float x;
+  asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(x) : "l"(from) : "memory");
+  return x;
+}
+__device__ __forceinline__ float4 load_from_l2_16(const float* from) {
+  float4 x;
+  asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
+               : "l"(from)
+               : "memory");
+  return x;
+}
+
 // A value that is the same in all lanes, so that the compiler can see it is: it may live in a uniform register.
 __device__ __forceinline__ int uniform(int x) { return __reduce_max_sync(0xffffffffu, x); }
 

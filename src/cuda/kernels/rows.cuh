@@ -10,6 +10,7 @@ constexpr i64 kFar = 1ll << 60;
 
 struct BlockWork {
   bool idle = false;
+  bool whole = false;   // its rows have no other split: O is written, though the run has partials
   i32 b = 0, head = 0;  // head: of kv where rows_per_query > 1, else of q
   i32 head_kv = 0;
   i32 q_len = 0, q_rows = 0;  // queries that count; queries whose rows are written
@@ -370,14 +371,24 @@ struct KeyLoader {
   }
 };
 
-// Where the partial result of a query lies, all sequences counted.
-__device__ __forceinline__ i64 partial_slot(const AttentionFwdParams& p, const BlockWork& w, i32 head, i32 query) {
+// Starts a counter whose bits above the low kTileBits are `mark` while it counts, unless another has. (One that finds it unmarked
+// just before another marks it does nothing either.)
+__device__ __forceinline__ void mark_counter(u64* counter, u64 mark) {
+  const u64 held = *static_cast<volatile const u64*>(counter);
+  if ((held ^ mark) >> kTileBits != 0) atomicCAS(counter, held, mark);
+}
+
+// Which of the partials' rows, all sequences counted, a query of a head has; and where its partial result lies.
+__device__ __forceinline__ i64 partial_row(const AttentionFwdParams& p, const BlockWork& w, i32 head, i32 query) {
   i64 row = query;
   if (p.partial_queries > 0)
     row += w.b * p.partial_queries;
   else
     row += p.cu_seqlens_q != nullptr ? w.q_begin : w.b * p.seqlen_q;
-  return (row * p.nheads_q + head) * p.max_splits + w.split;
+  return row * p.nheads_q + head;
+}
+__device__ __forceinline__ i64 partial_slot(const AttentionFwdParams& p, const BlockWork& w, i32 head, i32 query) {
+  return partial_row(p, w, head, query) * p.max_splits + w.split;
 }
 
 __device__ __forceinline__ void store_lse(const AttentionFwdParams& p, const BlockWork& w, i32 head, i32 query,
