@@ -21,18 +21,20 @@ bool merges_itself(const Configuration& c) {
 }
 
 // Where lengths come from the device it chooses how many keys a split has, so that all blocks have as much to do; how many splits
-// there is room for: of 512 keys, or as short as can be where those are few. 0: the plan cuts keys.
+// there is room for: of 512 keys, or as short as can be where those are few, in at most kMostBytes of partials. 0: the plan cuts keys.
 int64_t most_splits(const AttentionProblem& p, const Configuration& c, int64_t row_blocks, int64_t multiprocessors) {
-  constexpr int64_t kUsualKeys = 512, kMost = 128, kTurns = 4, kMost31 = INT32_MAX;
+  constexpr int64_t kUsualKeys = 512, kMost = 128, kTurns = 4, kMost31 = INT32_MAX, kMostBytes = 128 << 20;
   if (p.splits > 0 || row_blocks == 0 || !(p.used_k || p.packed_k() || p.leftpad)) return 0;
+  if (total_rows(p) > kMost31 / p.nheads_q) return 0;
   // Packed sequences have no length that the host knows: four times the mean's splits are room enough, or they are longer.
   const int64_t keys = p.packed_k() ? std::min(most_keys(p), 4 * usual_keys(p)) : most_keys(p);
-  const int64_t wanted = std::max((keys + kUsualKeys - 1) / kUsualKeys,
-                                  std::min((keys + kLeastKeys - 1) / kLeastKeys,
-                                           (kTurns * multiprocessors + row_blocks - 1) / row_blocks));
-  const int64_t splits = std::clamp<int64_t>(wanted, 1, kMost);
-  const bool fits = row_blocks <= kMost31 / splits && total_rows(p) <= kMost31 / p.nheads_q;
-  return fits && keys > c.tile_k ? splits : 0;
+  const int64_t wanted = std::max(
+      (keys + kUsualKeys - 1) / kUsualKeys,
+      std::min((keys + kLeastKeys - 1) / kLeastKeys, (kTurns * multiprocessors + row_blocks - 1) / row_blocks));
+  const int64_t bytes_of_split = total_rows(p) * p.nheads_q * (p.head_dim_v + 1) * 4;
+  const int64_t splits =
+      std::clamp<int64_t>(std::min(wanted, kMostBytes / std::max<int64_t>(1, bytes_of_split)), 1, kMost);
+  return keys > c.tile_k && row_blocks <= kMost31 / splits ? splits : 0;
 }
 
 }  // namespace
@@ -78,7 +80,7 @@ Configurations configure_attention_decode_sm90(const AttentionProblem& p, const 
   c.kernel = heed::format("attention_decode_sm90 rows {} k{} d{}/{}{}{}", tile.tile_q, c.tile_k, tile.head_dim,
                           tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
   c.variant = attention_decode_sm90_variant(p.dtype == Dtype::kBf16, tile);
-  c.cost_us = roofline_us(p, facts, kRates) + (c.split ? 2.0 : 0.0);
+  c.cost_us = roofline_us(p, facts, kRates) + (c.split ? c.merges ? 1.0 : 2.0 : 0.0);
   return {c};
 }
 

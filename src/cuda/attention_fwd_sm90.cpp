@@ -321,15 +321,13 @@ Status map_tensors(const AttentionProblem& p, const Mapping& mapping, AttentionF
   const auto [k_rows, k_sequences] = rows_of_k(p);
   const auto k_box = static_cast<uint32_t>(box_rows(p, tile_k)), q_box = static_cast<uint32_t>(params.queries_each),
              heads = static_cast<uint32_t>(c.rows_per_query);
-  HEED_RETURN_IF_ERROR(
-      encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, q_box, heads, 0, params.q_map));
+  HEED_RETURN_IF_ERROR(encode("q", c.q, p.dtype, c.head_dim, q_rows, c.nheads_q, q_sequences, c.q_stride, q_box, heads,
+                              0, params.q_map));
   params.k_map = params.v_map = params.q_map;  // of no keys nothing is loaded
   if (k_rows > 0 && k_sequences > 0 && c.nheads_kv > 0) {
-    HEED_RETURN_IF_ERROR(
-        encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, 1,
+    HEED_RETURN_IF_ERROR(encode("k", c.k, p.dtype, c.head_dim, k_rows, c.nheads_kv, k_sequences, c.k_stride, k_box, 1,
                                 static_cast<uint32_t>(mapping.k_chunks), params.k_map));
-    HEED_RETURN_IF_ERROR(
-        encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, 1,
+    HEED_RETURN_IF_ERROR(encode("v", c.v, p.dtype, c.head_dim_v, k_rows, c.nheads_kv, k_sequences, c.v_stride, k_box, 1,
                                 static_cast<uint32_t>(mapping.v_chunks), params.v_map));
   }
   params.out_map = params.q_map;  // f32 leaves straight from registers

@@ -167,7 +167,8 @@ TEST(EmulatedDecode, Splits) {
   EXPECT_EQ(failure_of_decode<kD128>(c, 12), "");
   EXPECT_EQ(failure_of_decode<kD128>(c, 12, false), "");
   EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 13), "");
-  c.used_k = {}, c.used_q = {1, 0}, c.splits = 7, c.left = 300, c.right = 0;  // splits before and behind those that have keys
+  c.used_k = {}, c.used_q = {1, 0}, c.splits = 7, c.left = 300,
+  c.right = 0;  // splits before and behind those that have keys
   EXPECT_EQ(failure_of_decode<kD128>(c, 31), "");
   EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 32, false), "");
 }
@@ -232,17 +233,18 @@ TEST(EmulatedDecode, ExactSteps) {
 
 // The same problem with threads and copies in another order each time.
 TEST(EmulatedDecode, AnyOrder) {
-  const Case c = {.batch = 2,
-                  .nheads_q = 8,
-                  .nheads_kv = 4,
+  const Case c = {.batch = 3,
+                  .nheads_q = 4,
+                  .nheads_kv = 2,
                   .seqlen_q = 2,
-                  .seqlen_k = 500,
+                  .seqlen_k = 700,
                   .head_dim = 128,
                   .head_dim_v = 128,
                   .right = 0,
                   .hidden_nan = true,
-                  .used_k = {500, 170}};
-  for (unsigned seed = 20; seed < 26; ++seed) EXPECT_EQ(failure_of_decode<kD128>(c, seed), "");
+                  .used_k = {700, 0, 170},
+                  .splits = 3};
+  for (unsigned seed = 20; seed < 32; ++seed) EXPECT_EQ(failure_of_decode<kD128>(c, seed), "");
 }
 
 }  // namespace

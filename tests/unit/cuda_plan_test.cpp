@@ -186,6 +186,9 @@ TEST(CudaPlan, SplitsByLengths) {
   const Configuration short_ones = decode("b=200 hq=32 hkv=8 sq=1 sk=100 used_k");
   EXPECT_EQ(short_ones.max_splits, 1);
   EXPECT_FALSE(short_ones.split);
+  // Many rows of a long cache: not all the splits that it could have.
+  const Configuration many = decode("b=1024 hq=64 hkv=8 sq=1 sk=131072 page=16 used_k");
+  EXPECT_LE(int64_t{many.max_splits} * 1024 * 64 * 129 * 4, 128 << 20);
   EXPECT_TRUE(room.merges);
   EXPECT_TRUE(decode("b=1 hq=32 hkv=8 sq=1 sk=16384").merges);
   EXPECT_FALSE(decode("b=1 hq=32 hkv=8 sq=1 sk=131072").merges);

@@ -11,9 +11,9 @@
 //            other, or a chunk after the other (StageShape) | where the warps meet: decode.cuh | what the next tiles are | barriers.
 // Splits of the same rows: each warp writes its rows' partials and counts itself; the last one merges them, in the order of splits.
 //
-// Barriers   full (the loading warp's arrival and the bytes) and empty (an arrival of each warp) for every stage; known (the
-//            loading warp's arrival) for every place of a tile; merged (an arrival of each warp): what the warps brought to their
-//            meeting has been read.
+// Barriers   full (the loading warp's arrival and the bytes) and empty (an arrival of each warp) for every stage; known (an
+//            arrival of each of the loading warp's lanes) for every place of a tile; merged (an arrival of each warp): what the
+//            warps brought to their meeting has been read.
 #include "decode.cuh"
 #include "mma_sm90.cuh"
 #include "output.cuh"
@@ -122,12 +122,13 @@ struct TileList {
   static constexpr u32 kLeast = 256 / kV.tile_k;
   u32 most_keys = 0, tiles[kLengths] = {}, longest[kLengths] = {};
 
-  static constexpr i64 kMostMeasured = 256;  // with more sequences there are tiles enough
+  static constexpr i64 kMostMeasured = 256;               // with more sequences there are tiles enough;
+  static constexpr u32 kUnmeasured = 4096 / kV.tile_k;  // only those of the longest are cut
   __device__ __forceinline__ TileList(const AttentionFwdSm90Params& params, int my_lane)
       : a(params),
         p(params.common),
         lane(my_lane),
-        split_tiles(p.split_tiles > 0 ? p.split_tiles : 1024 / kV.tile_k),
+        split_tiles(p.split_tiles > 0 ? p.split_tiles : kUnmeasured),
         measuring(p.split_tiles == 0 && writes_partials<kV>(p) && p.batch <= kMostMeasured) {}
 
   __device__ __forceinline__ static u32 length(int i) { return i + 1 < kLengths ? kLeast << i : 1u << 30; }
@@ -148,8 +149,8 @@ struct TileList {
     most_keys = __reduce_max_sync(0xffffffffu, most_keys);
 #pragma unroll
     for (int i = 0; i < kLengths; ++i) {
-      const float turns = ceilf(__fdividef(static_cast<float>(__reduce_add_sync(0xffffffffu, tiles[i])), static_cast<float>(gridDim.x)));
-      const float cost = turns * (static_cast<float>(__reduce_max_sync(0xffffffffu, longest[i])) + 1.25f) +
+      const u32 turns = (__reduce_add_sync(0xffffffffu, tiles[i]) + gridDim.x - 1) / gridDim.x;
+      const float cost = static_cast<float>(turns) * (static_cast<float>(__reduce_max_sync(0xffffffffu, longest[i])) + 1.25f) +
                          (length(i) < most_keys ? 1.5f : 0.0f);
       if (cost <= least) least = cost, split_tiles = length(i);
     }
@@ -168,24 +169,24 @@ struct TileList {
       // Where offsets are out of order check_sequences has cleared all rows: this one's may be another's.
       if (p.cu_seqlens_q != nullptr && p.sequence_status[p.batch] != 0) mine.q_rows = 0;
     }
-    if (mine.q_len == 0) return;
-    // As visible_keys, but short, and with chunks only where their positions are 31 bits: what no row sees may be loaded.
-    const i64 first = mine.offset, last = mine.q_len - 1 + mine.offset;
-    i64 lo = 0, hi = mine.k_len;
-    if (p.window_left >= 0) lo = max(lo, first - min(p.window_left, kFar));
-    if (p.window_right >= 0) hi = min(hi, last + min(p.window_right, kFar) + 1);
-    if (p.chunk > 0 && first >= 0 && last <= kMost31 && p.chunk <= kMost31) {
+    if (mine.q_len > 0) set_keys(mine, 0, mine.q_len - 1, key_begin, key_end);
+  }
+  // Tiles of the keys that queries first..last see: as visible_keys, but short, and with chunks only where their positions are 31
+  // bits, as what no row sees may be loaded.
+  __device__ __forceinline__ void set_keys(const BlockWork& w, i32 first, i32 last, i32& begin, i32& tile_end) const {
+    const i64 from = first + w.offset, to = last + w.offset;
+    i64 lo = 0, hi = w.k_len;
+    if (p.window_left >= 0) lo = max(lo, from - min(p.window_left, kFar));
+    if (p.window_right >= 0) hi = min(hi, to + min(p.window_right, kFar) + 1);
+    if (p.chunk > 0 && from >= 0 && to <= kMost31 && p.chunk <= kMost31) {
       const u32 chunk = static_cast<u32>(p.chunk);
-      lo = max(lo, static_cast<i64>(static_cast<u32>(first) / chunk * chunk));
-      hi = min(hi, static_cast<i64>(static_cast<u32>(last) / chunk * chunk) + p.chunk);
+      lo = max(lo, static_cast<i64>(static_cast<u32>(from) / chunk * chunk));
+      hi = min(hi, static_cast<i64>(static_cast<u32>(to) / chunk * chunk) + p.chunk);
     }
-    if (lo >= hi) return;
-    key_begin = static_cast<i32>(static_cast<u32>(lo) / kV.tile_k), key_end = end_of(hi);
+    begin = static_cast<i32>(static_cast<u32>(min(lo, static_cast<i64>(w.k_len))) / kV.tile_k);
+    tile_end = hi > lo ? static_cast<i32>((static_cast<u32>(hi) + kV.tile_k - 1) / kV.tile_k) : begin;
   }
   static constexpr i64 kMost31 = 0x7fffffff;
-  __device__ __forceinline__ static i32 end_of(i64 keys) {
-    return static_cast<i32>((static_cast<u32>(keys) + kV.tile_k - 1) / kV.tile_k);
-  }
 
   // Tile `index`, which is not before the one asked for last, to `to`; no tile where there are no more.
   __device__ __forceinline__ void find(u32 index, DecodeWork& to) {
@@ -230,18 +231,17 @@ struct TileList {
     }
     __syncwarp();
   }
-  // The tiles of keys that a tile of rows has; causal rows before the sequence's last ones see fewer than it does.
+  // The tiles of keys that a tile of rows has in its split.
   __device__ __forceinline__ void set_tiles(BlockWork& w) const {
-    const i32 last = static_cast<i32>(static_cast<u32>(w.row0 + kV.tile_q - 1) / static_cast<u32>(p.rows_per_query));
-    w.tile_begin = key_begin, w.tile_end = key_end;
-    if (p.window_right >= 0 && last < w.q_len) {
-      const i64 hi = last + w.offset + min(p.window_right, kFar) + 1;
-      w.tile_end = hi < w.k_len ? min(key_end, max(end_of(max(hi, 0ll)), key_begin)) : key_end;
-    }
+    const u32 each = p.rows_per_query;
+    const i32 first = static_cast<i32>(static_cast<u32>(w.row0) / each),
+              last = min(static_cast<i32>(static_cast<u32>(w.row0 + kV.tile_q - 1) / each), w.q_len - 1);
+    if (first >= w.q_len) return;
+    set_keys(w, first, last, w.tile_begin, w.tile_end);
     if (!writes_partials<kV>(p)) return;
-    const i32 each = static_cast<i32>(of_split);
-    w.tile_begin = key_begin + w.split * each;
-    w.tile_end = max(min(w.tile_end, w.tile_begin + each), w.tile_begin);
+    const i32 begin = key_begin + w.split * static_cast<i32>(of_split);
+    w.tile_begin = max(w.tile_begin, begin);
+    w.tile_end = max(min(w.tile_end, begin + static_cast<i32>(of_split)), w.tile_begin);
   }
 };
 
@@ -298,7 +298,7 @@ __device__ __forceinline__ void fill_ring(const AttentionFwdSm90Params& a, u32 s
   for (bool find = true, first_stage = false;; find = first_stage) {
     if (find) {
       list.find(turn * gridDim.x + (blockIdx.x + turn) % gridDim.x, place.work());
-      if (lane == 0) mbarrier_arrive(place.known());
+      mbarrier_arrive(place.known());
       next = Source(place.work());
       place.next();
       if (turn++ == 0) wait_for_primary();
@@ -312,6 +312,7 @@ __device__ __forceinline__ void fill_ring(const AttentionFwdSm90Params& a, u32 s
     const i32 held = (n - w.tile_begin) % stages_held;
     if (held == 0) pages = later, later = look_up(w, n + stages_held);
     mbarrier_wait(ring.empty(), ring.parity);
+    __syncwarp();  // a stage without bytes is soon given back again: no lane may still be waiting
     if (lane == 0) mbarrier_arrive_expect_tx(ring.full(), n < w.tile_end ? L::kBytes : 0);
     __syncwarp();
     for (i32 first = 0; n < w.tile_end && first < boxes * pieces; first += 32) {
@@ -469,6 +470,7 @@ __device__ __forceinline__ void finish_split(const AttentionFwdSm90Params& a, co
   if (lane == 0) done = static_cast<i32>(count_arrival(counter) & ((1u << kTileBits) - 1)) + 1;
   if (__shfl_sync(0xffffffffu, done, 0) < work.splits) return;
   if (lane == 0) *counter = 0;
+  __syncwarp();
 #pragma unroll 1
   for (int row = warp * kRows; row < (warp + 1) * kRows && rows.query(row) < w.q_rows; ++row)
     merge_splits<kV>(a.common, w, rows.query(row), rows.head(row), work.splits, lane);
@@ -581,7 +583,7 @@ __global__ void __launch_bounds__(kV.warps * 32 + 32, 1)
       const DecodeRing<kV> ring{shared, i, 0};
       mbarrier_init(ring.full(), 1), mbarrier_init(ring.empty(), kV.warps);
     }
-    for (int i = 0; i < DecodeLayout<kV>::kPlaces; ++i) mbarrier_init(shared + DecodeLayout<kV>::kKnown + 8 * i, 1);
+    for (int i = 0; i < DecodeLayout<kV>::kPlaces; ++i) mbarrier_init(shared + DecodeLayout<kV>::kKnown + 8 * i, 32);
     mbarrier_init(shared + DecodeLayout<kV>::kMerged, kV.warps);
     fence_mbarrier_init();
   }

@@ -186,7 +186,8 @@ struct AttentionFwdSm90Params {
   // attention_decode_sm90, whose maps of k and v have a fifth dimension, the 64 columns of a row that a box begins with being the
   // first: chunks of 64 columns in a box, all of a row's or one.
   i32 k_box_chunks, v_box_chunks;
-  u64* arrived;  // [rows, nheads_q] of the partials: splits that are done, counted as next_tile counts; null: combine merges
+  u64*
+      arrived;  // [rows, nheads_q] of the partials: splits that are done, counted as next_tile counts; null: combine merges
 };
 
 struct PackMaskParams {

@@ -48,8 +48,8 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* from) {
   return x;
 }
 
-// Adds one. What the warp has written before, this lane's __syncwarp between, is there for whoever finds it counted; and what was
-// written before those that are counted is there for this warp, behind another __syncwarp.
+// Adds one, and says what was there. What the warp has written is there, a __syncwarp between, for whoever finds this counted, and
+// so is for this warp, behind another __syncwarp, what others have counted.
 __device__ __forceinline__ u64 count_arrival(u64* counter) {
   u64 before;
   asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(counter) : "memory");
