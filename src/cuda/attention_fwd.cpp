@@ -324,7 +324,7 @@ class Steps {
     params->checks = needs_check(problem_);
     // Rows that no sequence owns are marked for combine, or written where there is none.
     params->split = c.split && (run == run_mapped_step || !c.merges);
-    params->merges = c.split && c.merges;
+    params->merges = c.merges;
     params->launch = std::move(made).value();
     params->launch.overlaps_previous = overlaps;
     if (c.maps_tensors && run == run_mapped_step) params->mapped = map_once(problem_, *params);

@@ -40,7 +40,7 @@ struct Configuration {
   int64_t section_heads = 0;  // heads whose K and V share the L2 cache; 0: half of it is theirs
   int32_t max_splits = 1;     // more than one: partials, merged by combine
   int32_t split_tiles = 0;    // key tiles of a split; 0: the device chooses, by the lengths at hand
-  bool merges = false;        // and merges them itself
+  bool merges = false;        // split only: the kernel merges its partials itself, without combine
   bool split = false;         // the variant writes partials (a single split does too where the bits must not change)
   // Two kernels may share a batch: this one takes sequences of so many queries, heads of a group counted; 0: no limit.
   int64_t min_rows = 0, max_rows = 0;

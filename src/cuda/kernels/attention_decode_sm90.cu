@@ -398,7 +398,7 @@ __device__ __forceinline__ u64* counter_of(const AttentionFwdSm90Params& a, cons
   return a.arrived + partial_row(a.common, w, rows.head(warp * kRows), query);
 }
 
-// A row from the partials of its splits, by a warp:
+// A row from the partials of its splits, by a warp (combine.cu has the same formula, for several warps and any width):
 //
 //   M = max_s lse_s     L = sum_s exp(lse_s - M) (+ exp(sink - M))     out = sum_s exp(lse_s - M) out_s / L     lse = M + ln L
 template <AttentionFwdVariant kV>
@@ -447,13 +447,7 @@ __device__ __forceinline__ void merge_splits(const AttentionFwdParams& p, const 
   const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s + column;
   const float4 y = counts ? float4{sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse}
                           : float4{0.0f, 0.0f, 0.0f, 0.0f};
-  if (column < p.head_dim_v) {
-    if (p.out_is_f32)
-      *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = y;
-    else
-      *reinterpret_cast<uint2*>(static_cast<unsigned short*>(p.out) + at) =
-          make_uint2(cvt_pair<kV.is_bf16>(y.x, y.y), cvt_pair<kV.is_bf16>(y.z, y.w));
-  }
+  if (column < p.head_dim_v) store_four<kV>(p, at, y);
   if (lane == 0) store_lse(p, w, head, query, counts ? reference + lg2(total) * kLn2 : -kInf);
 }
 

@@ -172,6 +172,16 @@ __device__ __forceinline__ void bring_sums(const Meeting<kV>& m, const float (&t
     }
 }
 
+// Four columns of a row of O.
+template <auto kV>
+__device__ __forceinline__ void store_four(const AttentionFwdParams& p, i64 at, const float4& y) {
+  if (p.out_is_f32)
+    *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at) = y;
+  else
+    *reinterpret_cast<uint2*>(static_cast<unsigned short*>(p.out) + at) =
+        make_uint2(cvt_pair<kV.is_bf16>(y.x, y.y), cvt_pair<kV.is_bf16>(y.z, y.w));
+}
+
 // What the warps have brought, summed in their order, becomes rows of out or of partials. A warp has tile_q / warps rows, a lane
 // four columns of one of them at a time. Its rows that come out as NaN: a bit each.
 template <auto kV>
@@ -216,11 +226,8 @@ __device__ __forceinline__ u32 merge_rows(const AttentionFwdParams& p, const Blo
       nan = nan || y.x != y.x || y.y != y.y || y.z != y.z || y.w != y.w;
       if (split)
         *reinterpret_cast<float4*>(p.partial_out + slot * p.head_dim_v + column) = y;
-      else if (p.out_is_f32)
-        *reinterpret_cast<float4*>(static_cast<float*>(p.out) + at + column) = y;
       else
-        *reinterpret_cast<uint2*>(static_cast<unsigned short*>(p.out) + at + column) =
-            make_uint2(cvt_pair<kV.is_bf16>(y.x, y.y), cvt_pair<kV.is_bf16>(y.z, y.w));
+        store_four<kV>(p, at + column, y);
     }
     if (lane % kLanes == 0) {
       const float lse = total == 0.0f ? -kInf : (reference + lg2(total)) * kLn2;
