@@ -8,33 +8,33 @@ namespace heed::cuda {
 namespace {
 
 constexpr Rates kRates = {0.6e6, 33e3};
-constexpr int64_t kLeastKeys =
-    256;  // of a split: a block that has only these is done in about the time that it takes to start
-
-// Whether the kernel merges splits or leaves that to combine, which has more warps for a row but starts when all blocks have ended:
-// 1 x 1,024 keys in 4 splits take 7.0 us and 9.0, 1 x 16,384 in 16 take 22.5 and 22.9, 1 x 131,072 in 15 take 134.1 and 128.8. Where
-// the device chooses splits few rows may have any.
-bool merges_itself(const Configuration& c) {
-  constexpr int64_t kManyKeys = 4096;
+// Whether blocks have equal shares of all keys, whose splits the kernel merges itself, or the plan cuts keys, or nobody. Shares are
+// for lengths that the device has, and for few splits: combine has more warps for a row but starts when all blocks have ended. (1 x 1,024
+// keys in 4 splits take 7.0 us and 9.0, 1 x 16,384 in 16 take 22.5 and 22.9, 1 x 131,072 in 15 take 134.1 and 128.8.)
+// `c`: as cut_keys leaves it; row_blocks: tiles of rows.
+bool has_shares(const AttentionProblem& p, const Configuration& c, int64_t row_blocks) {
+  constexpr int64_t kManyKeys = 4096, kMost31 = INT32_MAX;
+  constexpr int64_t kMostSequences = 4096;  // each block looks at all of them first
   constexpr int32_t kFewSplits = 4;
-  return c.split_tiles == 0 || c.max_splits <= kFewSplits || int64_t{c.split_tiles} * c.tile_k < kManyKeys;
+  const int64_t key_tiles = std::max<int64_t>(1, (most_keys(p) + c.tile_k - 1) / c.tile_k);
+  if (p.splits > 0 || row_blocks == 0 || key_tiles == 1 || row_blocks > kMost31 / key_tiles) return false;
+  if (p.used_k || p.packed_k() || p.leftpad) return p.batch <= kMostSequences;
+  return c.split && (c.max_splits <= kFewSplits || int64_t{c.split_tiles} * c.tile_k < kManyKeys);
 }
 
-// Where lengths come from the device it chooses how many keys a split has, so that all blocks have as much to do; how many splits
-// there is room for: of 512 keys, or as short as can be where those are few, in at most kMostBytes of partials. 0: the plan cuts keys.
-int64_t most_splits(const AttentionProblem& p, const Configuration& c, int64_t row_blocks, int64_t multiprocessors) {
-  constexpr int64_t kUsualKeys = 512, kMost = 128, kTurns = 4, kMost31 = INT32_MAX, kMostBytes = 128 << 20;
-  if (p.splits > 0 || row_blocks == 0 || !(p.used_k || p.packed_k() || p.leftpad)) return 0;
-  if (total_rows(p) > kMost31 / p.nheads_q) return 0;
-  // Packed sequences have no length that the host knows: four times the mean's splits are room enough, or they are longer.
-  const int64_t keys = p.packed_k() ? std::min(most_keys(p), 4 * usual_keys(p)) : most_keys(p);
-  const int64_t wanted = std::max(
-      (keys + kUsualKeys - 1) / kUsualKeys,
-      std::min((keys + kLeastKeys - 1) / kLeastKeys, (kTurns * multiprocessors + row_blocks - 1) / row_blocks));
-  const int64_t bytes_of_split = total_rows(p) * p.nheads_q * (p.head_dim_v + 1) * 4;
-  const int64_t splits =
-      std::clamp<int64_t>(std::min(wanted, kMostBytes / std::max<int64_t>(1, bytes_of_split)), 1, kMost);
-  return keys > c.tile_k && row_blocks <= kMost31 / splits ? splits : 0;
+// Kv heads whose blocks have the same share: as many as divide those and leave at most a tenth of the multiprocessors without.
+int32_t heads_together(const AttentionProblem& p, int64_t multiprocessors) {
+  for (int64_t heads = std::min(p.nheads_kv, multiprocessors); heads > 1; --heads)
+    if (p.nheads_kv % heads == 0 && multiprocessors / heads * heads * 10 >= multiprocessors * 9)
+      return static_cast<int32_t>(heads);
+  return 1;
+}
+
+// Whether each head of a sequence meets all of its pages: then the kernel finds bad ones by itself. (Where splits are combine's, it
+// is not told of them.)
+bool meets_all_pages(const AttentionProblem& p, const Configuration& c) {
+  if (!p.paged() || p.packed_q() || (c.split && !c.shares) || p.window_left >= 0 || p.chunk > 0) return false;
+  return p.window_right < 0 || p.offset_kind == OffsetKind::kBottomRight;  // one tile of rows has all queries
 }
 
 }  // namespace
@@ -68,19 +68,32 @@ Configurations configure_attention_decode_sm90(const AttentionProblem& p, const 
   c.mapping.v_chunks = p.head_dim_v % kChunk == 0 ? tile.head_dim_v / kChunk : 1;
   cut_rows(p, c);
   const int64_t multiprocessors = std::max(1, facts.multiprocessors), row_blocks = c.blocks;
-  cut_keys(p, multiprocessors, kLeastKeys / c.tile_k, c);
-  if (const int64_t most = most_splits(p, c, row_blocks, multiprocessors); most > 0) {
-    c.max_splits = static_cast<int32_t>(most);
-    c.split_tiles = 0;
-    c.split = most > 1;
-    c.blocks = row_blocks * most;
+  // Memory is shared by pairs of multiprocessors: where some pairs have two blocks and others one, the former end late. (1 x 131,072
+  // keys, 8 kv heads: 8, 12, 14, 15, 16 splits take 124.0, 140.4, 130.6, 126.8, 123.7 us.)
+  constexpr double kNearlyAll = 0.95;
+  cut_keys(p, multiprocessors, kLeastShare / c.tile_k, c, kNearlyAll);
+  c.shares = has_shares(p, c, row_blocks);
+  if (c.shares) {
+    c.split = true, c.max_splits = 1, c.split_tiles = 0;
+    c.blocks = row_blocks;
+    c.heads_together = heads_together(p, multiprocessors);
+    // Shares of the keys that there can be at most, for each of those heads.
+    const int64_t units = row_blocks / c.heads_together * ((most_keys(p) + c.tile_k - 1) / c.tile_k),
+                  least = kLeastShare / c.tile_k;
+    c.grid = std::min(multiprocessors / c.heads_together, (units + least - 1) / least) * c.heads_together;
+  } else {
+    // Packed keys may be a single sequence's, which room for partials of all sequences would have to allow for.
+    if (p.packed_k() && p.splits == 0) c.split = false, c.max_splits = 1, c.split_tiles = 0, c.blocks = row_blocks;
+    c.grid = std::min(c.blocks, multiprocessors);
   }
-  c.merges = c.split && merges_itself(c);
-  c.grid = std::min<int64_t>(c.blocks, std::max(1, facts.multiprocessors));
+  c.finds_bad_pages = meets_all_pages(p, c);
   c.kernel = heed::format("attention_decode_sm90 rows {} k{} d{}/{}{}{}", tile.tile_q, c.tile_k, tile.head_dim,
-                          tile.head_dim_v, p.paged() ? " pages" : "", c.split ? " split" : "");
+                          tile.head_dim_v, p.paged() ? " pages" : "",
+                          c.shares  ? " shares"
+                          : c.split ? " split"
+                                    : "");
   c.variant = attention_decode_sm90_variant(p.dtype == Dtype::kBf16, tile);
-  c.cost_us = roofline_us(p, facts, kRates) + (c.split ? c.merges ? 1.0 : 2.0 : 0.0);
+  c.cost_us = roofline_us(p, facts, kRates) + (c.shares ? 1.0 : c.split ? 2.0 : 0.0);
   return {c};
 }
 

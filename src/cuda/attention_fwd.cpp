@@ -26,8 +26,12 @@ bool multiply_fits(int64_t a, int64_t b, int64_t limit) {
 
 Strides4 strides4(const std::array<int64_t, 4>& s) { return {s[0], s[1], s[2], s[3]}; }
 
-// Data that the host never sees decides which rows and pages are read: looked at once, before attention.
-bool needs_check(const AttentionProblem& p) { return p.packed_q() || p.paged(); }
+// Data that the host never sees decides which rows and pages are read: looked at once, before attention, where that does not look
+// itself.
+bool needs_check(const AttentionProblem& p, const Configurations& configurations) {
+  const auto finds = [](const Configuration& c) { return c.finds_bad_pages; };
+  return p.packed_q() || (p.paged() && !std::all_of(configurations.begin(), configurations.end(), finds));
+}
 // Rows of each head that partials hold.
 int64_t partial_rows(const AttentionProblem& p, const Configuration& c) {
   return c.partial_queries > 0 ? p.batch * c.partial_queries : total_rows(p);
@@ -70,18 +74,20 @@ WorkspaceLayout workspace_of(const AttentionProblem& p, const Configurations& co
     layout.bytes += ceil_div(layout.fits ? bytes : 0, kAlign) * kAlign;
     return offset;
   };
-  if (needs_check(p)) add(p.batch + 1, 4);
+  if (needs_check(p, configurations)) add(p.batch + 1, 4);
   for (const Configuration& c : configurations) {
     if (c.counts_tiles) layout.counter_offset = add(1, 8);
     if (MaskBits bits; c.packs_mask && mask_bits(p, c.tile_k, bits)) layout.mask_offset = add(bits.total, 4);
   }
   if (const Configuration& c = merged(configurations); c.split) {
-    int64_t partials = 0;
-    layout.fits = !__builtin_mul_overflow(partial_rows(p, c), p.nheads_q, &partials) &&
-                  !__builtin_mul_overflow(partials, int64_t{c.max_splits}, &partials);
+    int64_t partials = 2 * c.grid * c.tile_q;  // shares
+    if (!c.shares) {
+      layout.fits = !__builtin_mul_overflow(partial_rows(p, c), p.nheads_q, &partials) &&
+                    !__builtin_mul_overflow(partials, int64_t{c.max_splits}, &partials);
+    }
     layout.partial_out_offset = add(partials, p.head_dim_v * 4);
     layout.partial_lse_offset = add(partials, 4);
-    if (c.merges) layout.counter_offset = add(partials / c.max_splits, 8);
+    if (c.shares) layout.counter_offset = add(c.grid * c.tile_q, 8);
   }
   return layout;
 }
@@ -152,7 +158,8 @@ struct ForwardStep {
   Mapping mapping;
   bool counts_tiles = false;
   bool checks = false;  // the workspace starts with the sequences' status
-  bool merges = false;
+  bool shares = false;
+  int32_t heads_together = 1;
   bool split = false;
 };
 
@@ -242,8 +249,10 @@ Status run_mapped_step(const Plan<AttentionProblem>& plan, const Step<AttentionP
   if (params.common.softcap > 0.0f) set_softcap(params);
   if (mine.counts_tiles)
     params.next_tile = reinterpret_cast<u64*>(static_cast<char*>(args.workspace) + mine.workspace.counter_offset);
-  if (mine.merges)
+  if (mine.shares) {
     params.arrived = reinterpret_cast<u64*>(static_cast<char*>(args.workspace) + mine.workspace.counter_offset);
+    params.heads_together = mine.heads_together;
+  }
   return launch(mine.launch, &params, static_cast<CUstream>(args.stream));
 }
 
@@ -282,14 +291,15 @@ Status run_shared_check(const Plan<AttentionProblem>& plan, const Step<Attention
                         const AttentionArgs& args) {
   const ContextScope scope(plan.problem.device_index);
   HEED_RETURN_IF_ERROR(scope.status());
-  HEED_RETURN_IF_ERROR(clear(args.workspace, plan.problem.batch + 1, "workspace", args));
+  if (static_cast<const ForwardStep*>(step.params.get())->checks)
+    HEED_RETURN_IF_ERROR(clear(args.workspace, plan.problem.batch + 1, "workspace", args));
   if (args.status != nullptr) HEED_RETURN_IF_ERROR(clear(args.status, plan.problem.batch, "status", args));
   return run_step(plan, step, args);
 }
 
-Status run_check_if_asked(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step,
-                          const AttentionArgs& args) {
-  return args.status == nullptr ? Status() : run_step(plan, step, args);
+template <Status (*kRun)(const Plan<AttentionProblem>&, const Step<AttentionProblem>&, const AttentionArgs&)>
+Status run_if_asked(const Plan<AttentionProblem>& plan, const Step<AttentionProblem>& step, const AttentionArgs& args) {
+  return args.status == nullptr ? Status() : kRun(plan, step, args);
 }
 
 // Nothing can be wrong with a problem whose lengths the host states.
@@ -305,9 +315,9 @@ using RunStep = Status (*)(const Plan<AttentionProblem>&, const Step<AttentionPr
 // Collects the steps of one plan.
 class Steps {
  public:
-  Steps(const AttentionProblem& problem, const DeviceFacts& facts, const WorkspaceLayout& workspace,
+  Steps(const AttentionProblem& problem, const DeviceFacts& facts, const WorkspaceLayout& workspace, bool checked,
         Plan<AttentionProblem>& plan)
-      : problem_(problem), facts_(facts), workspace_(workspace), plan_(plan) {}
+      : problem_(problem), facts_(facts), workspace_(workspace), checked_(checked), plan_(plan) {}
 
   Status add(const Configuration& c, std::string name, const KernelVariant& variant, int64_t blocks, RunStep run,
              bool overlaps = false) {
@@ -321,10 +331,11 @@ class Steps {
     params->workspace = workspace_;
     params->mapping = c.mapping, params->mapping.tile_k = c.tile_k;
     params->counts_tiles = c.counts_tiles;
-    params->checks = needs_check(problem_);
+    params->checks = checked_;
     // Rows that no sequence owns are marked for combine, or written where there is none.
-    params->split = c.split && (run == run_mapped_step || !c.merges);
-    params->merges = c.merges;
+    params->split = c.split && (run == run_mapped_step || !c.shares);
+    params->shares = c.shares;
+    params->heads_together = c.heads_together;
     params->launch = std::move(made).value();
     params->launch.overlaps_previous = overlaps;
     if (c.maps_tensors && run == run_mapped_step) params->mapped = map_once(problem_, *params);
@@ -343,6 +354,7 @@ class Steps {
   const AttentionProblem& problem_;
   const DeviceFacts& facts_;
   const WorkspaceLayout& workspace_;
+  const bool checked_;
   Plan<AttentionProblem>& plan_;
 };
 
@@ -356,7 +368,7 @@ int64_t check_blocks(const AttentionProblem& p, const DeviceFacts& facts) {
 }  // namespace
 
 bool may_be_bad(const AttentionProblem& p) {
-  return needs_check(p) || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0;
+  return p.packed_q() || p.paged() || p.packed_k() || p.used_q || p.used_k || p.leftpad || p.cache_batch > 0;
 }
 
 int32_t row_align(const AttentionProblem& p) {
@@ -430,7 +442,7 @@ void cut_rows(const AttentionProblem& p, Configuration& c) {
   }
 }
 
-void cut_keys(const AttentionProblem& p, int64_t slots, int64_t least_tiles, Configuration& c) {
+void cut_keys(const AttentionProblem& p, int64_t slots, int64_t least_tiles, Configuration& c, double of_best) {
   const int64_t tiles = std::max<int64_t>(1, ceil_div(most_keys(p), c.tile_k));
   int64_t wanted = 1;
   if (p.splits > 0) {
@@ -447,7 +459,7 @@ void cut_keys(const AttentionProblem& p, int64_t slots, int64_t least_tiles, Con
     };
     double best = 0;
     for (int64_t n = 1; n <= most && (n == 1 || c.blocks * n <= 4 * slots); ++n) best = std::max(best, use(n));
-    while (use(wanted) < 0.85 * best) ++wanted;
+    while (use(wanted) < of_best * best) ++wanted;
     if (p.packed_k()) wanted = std::min<int64_t>(wanted * ceil_div(tiles, usual_tiles), tiles);
   }
   c.split_tiles = static_cast<int32_t>(p.batch_invariant && p.splits == 0 ? kInvariantSplitKeys / c.tile_k
@@ -493,14 +505,15 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
   if (all_run)
     for (const KernelVariant& variant : variants_of(problem, configurations)) keys.push_back(variant.key);
   make_together(keys, facts.handle);
-  Steps steps(problem, facts, workspace, plan);
+  const bool always = needs_check(problem, configurations);
+  Steps steps(problem, facts, workspace, always, plan);
   if (may_be_bad(problem) && check_blocks(problem, facts) > 0) {
-    const bool always = needs_check(problem);
+    const bool shared = check_slices(problem, facts) > 1;
     HEED_RETURN_IF_ERROR(steps.add(splitting, always ? "check_sequences" : "check_sequences, where status is asked for",
                                    check_sequences_variant(), check_blocks(problem, facts),
-                                   check_slices(problem, facts) > 1 ? run_shared_check
-                                   : always                         ? run_step
-                                                                    : run_check_if_asked));
+                                   always   ? shared ? run_shared_check : run_step
+                                   : shared ? run_if_asked<run_shared_check>
+                                            : run_if_asked<run_step>));
   } else if (!may_be_bad(problem) && problem.batch > 0) {
     Step<AttentionProblem> step;
     step.kernel = "status = 0, where it is asked for";
@@ -514,11 +527,10 @@ Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts&
           steps.add(c, "pack_mask", pack_mask_variant(), pack_blocks(problem, c.tile_k), run_pack_mask, true));
     // The kernel may take its places before what it is behind has ended: it waits by itself. Behind check_sequences that is
     // worth it for all; attention_fwd_sm90 lets the next one in early itself.
-    const bool overlaps =
-        facts.major >= 9 && ((needs_check(problem) && &c == &configurations.front()) || c.maps_tensors);
+    const bool overlaps = facts.major >= 9 && ((always && &c == &configurations.front()) || c.maps_tensors);
     HEED_RETURN_IF_ERROR(steps.add(c, c.kernel, c.variant, c.grid > 0 ? c.grid : c.blocks,
                                    c.maps_tensors ? run_mapped_step : run_step, overlaps));
-    if (!c.split || c.merges) continue;
+    if (!c.split || c.shares) continue;
     HEED_RETURN_IF_ERROR(steps.add(c, "combine", combine_variant(problem.dtype, combine_rows(c)),
                                    combine_blocks(problem, c), run_step, facts.major >= 9));
   }
@@ -530,7 +542,7 @@ std::vector<KernelVariant> variants_of(const AttentionProblem& problem, const Co
   for (const Configuration& c : configurations) {
     variants.push_back(c.variant);
     if (c.packs_mask) variants.push_back(pack_mask_variant());
-    if (c.split && !c.merges) variants.push_back(combine_variant(problem.dtype, combine_rows(c)));
+    if (c.split && !c.shares) variants.push_back(combine_variant(problem.dtype, combine_rows(c)));
   }
   if (may_be_bad(problem)) variants.push_back(check_sequences_variant());
   return variants;

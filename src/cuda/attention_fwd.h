@@ -39,9 +39,12 @@ struct Configuration {
   bool counts_tiles = false;  // blocks take their tiles from a counter in the workspace
   int64_t section_heads = 0;  // heads whose K and V share the L2 cache; 0: half of it is theirs
   int32_t max_splits = 1;     // more than one: partials, merged by combine
-  int32_t split_tiles = 0;    // key tiles of a split; 0: the device chooses, by the lengths at hand
-  bool merges = false;        // split only: the kernel merges its partials itself, without combine
-  bool split = false;         // the variant writes partials (a single split does too where the bits must not change)
+  int32_t split_tiles = 0;    // key tiles of a split
+  // split only: blocks have equal shares of all keys instead, whose partials the kernel merges itself, without combine.
+  bool shares = false;
+  int32_t heads_together = 1;    // then: blocks with the same share, of as many kv heads
+  bool finds_bad_pages = false;  // check_sequences need not run for it
+  bool split = false;            // the variant writes partials (a single split does too where the bits must not change)
   // Two kernels may share a batch: this one takes sequences of so many queries, heads of a group counted; 0: no limit.
   int64_t min_rows = 0, max_rows = 0;
   int64_t partial_queries = 0;  // of a sequence that partials hold; 0: all of them
@@ -79,9 +82,10 @@ void cut_rows(const AttentionProblem& problem, Configuration& configuration);
 // Keys of a split where batch_invariant fixes it, whatever the sequence.
 constexpr int64_t kInvariantSplitKeys = 1024;
 
-// Cuts keys so that `slots` blocks, those that the device runs at once, have work: the fewest splits that come within
-// 15 % of the best use of them. problem.splits, where given, is taken as it is. `least_tiles`: a split is no shorter.
-void cut_keys(const AttentionProblem& problem, int64_t slots, int64_t least_tiles, Configuration& configuration);
+// Cuts keys so that `slots` blocks, those that the device runs at once, have work: the fewest splits that make `of_best` of the
+// best use of them. problem.splits, where given, is taken as it is. `least_tiles`: a split is no shorter.
+void cut_keys(const AttentionProblem& problem, int64_t slots, int64_t least_tiles, Configuration& configuration,
+              double of_best = 0.85);
 
 // Bytes that q, k, v, out move at least, and multiply-adds as the field counts them, in microseconds on this device.
 struct Rates {
@@ -94,7 +98,8 @@ double roofline_us(const AttentionProblem& problem, const DeviceFacts& facts, co
 // and rows that see more keys than others and end last.
 double waste_of(const AttentionProblem& problem, const Configuration& configuration, const DeviceFacts& facts);
 
-// Steps: check_sequences where device data decides what is read, the attention kernel, combine where keys are split.
+// Steps: check_sequences where device data decides what is read and the attention kernel does not look at it itself, or status is
+// asked for; the attention kernel; combine where keys are split.
 Status prepare_attention_fwd(const AttentionProblem& problem, const DeviceFacts& facts,
                              const Configurations& configurations, Plan<AttentionProblem>& plan);
 

@@ -11,7 +11,7 @@
 namespace heed::cuda {
 namespace {
 
-constexpr size_t kLeastKept = 4096, kMostKept = size_t{1} << 20;  // bytes of a block
+constexpr size_t kLeastKept = 4096, kMostKept = size_t{4} << 20;  // bytes of a block
 constexpr size_t kMostStreams = 16;                               // later ones go without
 // One handle for as many streams as there are threads.
 const auto kPerThreadStream = reinterpret_cast<void*>(uintptr_t{2});

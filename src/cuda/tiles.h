@@ -230,7 +230,7 @@ inline constexpr DecodeSm90Tile kDecodeSm90Tiles[] = {
 constexpr int tile_k(const DecodeSm90Tile& t) { return 16 * t.warps; }
 constexpr int shared_bytes(const DecodeSm90Tile& t) {
   return t.stages * tile_k(t) * 2 * (t.head_dim + t.head_dim_v) +
-         4 * t.warps * t.tile_q * (t.head_dim_v + kMeetingPad + 2) + (t.stages + 2) * (kDecodeWorkBytes + 8) +
+         4 * t.warps * t.tile_q * (t.head_dim_v + kMeetingPad + 2) + (t.stages + 2) * (kDecodeTileBytes + 8) +
          16 * t.stages + 8;
 }
 constexpr const DecodeSm90Tile* decode_sm90_tile(long long head_dim, long long head_dim_v, long long rows) {

@@ -1,6 +1,10 @@
 // attention_decode_sm90 on the host: the kernel's own source over emulated threads and copies.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <numeric>
+#include <random>
+
 #include "emulated_problem.h"
 
 #include "attention_decode_sm90.cu"
@@ -26,9 +30,11 @@ constexpr AttentionFwdVariant kD64 = decode_variant(64, 64, 8, 8, 6, 1),
                               kD128Rows16 = decode_variant(128, 128, 16, 4, 6, 1),
                               kD192 = decode_variant(192, 128, 8, 4, 5, 1);
 
-// Runs every block of the grid, one after the other: "" or what is wrong. merges: the kernel merges splits, else combine.
+// Runs every block of the grid, one after the other, in some order: "" or what is wrong. With splits blocks have shares, or the plan cuts keys
+// and combine merges.
+enum class Cut { kShares, kPlanned };
 template <AttentionFwdVariant kV>
-std::string failure_of_decode(Case c, unsigned seed, bool merges = true) {
+std::string failure_of_decode(Case c, unsigned seed, Cut cut = Cut::kShares, unsigned blocks = 3, int together = 1) {
   c.shares = c.nheads_q > c.nheads_kv;
   Problem problem(c, kV.is_bf16 != 0, seed);
   AttentionFwdSm90Params a = problem.params();
@@ -40,12 +46,17 @@ std::string failure_of_decode(Case c, unsigned seed, bool merges = true) {
   p.max_splits = std::max(1, c.splits);
   p.split_tiles = (std::max(c.seqlen_k, problem.k_rows) + kV.tile_k - 1) / kV.tile_k / p.max_splits + 1;
   a.num_work_tiles = static_cast<i32>(p.num_tiles_q * heads * problem.q_batch * p.max_splits);
-  std::vector<float> partial_lse(c.splits > 0 ? problem.lse.size() * p.max_splits : 0, std::nanf(""));
+  const bool shares = c.splits > 0 && cut == Cut::kShares;
+  const unsigned grid = shares ? blocks : std::min(blocks, static_cast<unsigned>(a.num_work_tiles));
+  std::vector<float> partial_lse(c.splits == 0 ? 0
+                                 : shares      ? 2 * grid * kV.tile_q
+                                               : problem.lse.size() * p.max_splits,
+                                 std::nanf(""));
   std::vector<float> partial_out(partial_lse.size() * c.head_dim_v, std::nanf(""));
   if (c.splits > 0) p.partial_out = partial_out.data(), p.partial_lse = partial_lse.data();
   a.mark = u64{seed + 1} << kTileBits;
-  std::vector<u64> arrived(problem.lse.size(), 12345);
-  a.arrived = merges ? arrived.data() : nullptr;
+  std::vector<u64> arrived(grid * kV.tile_q, 12345);
+  if (shares) a.arrived = arrived.data(), p.split_tiles = 0, a.heads_together = together;
   a.page_box = c.page_size > 0 ? std::gcd(c.page_size, kV.tile_k) : 0;
   const int box = c.page_size > 0 ? a.page_box : kV.tile_k;
   const auto map = [&](TensorMap& of, void* data, int dim, int padded, const Strides3& stride) {
@@ -56,16 +67,17 @@ std::string failure_of_decode(Case c, unsigned seed, bool merges = true) {
   };
   a.k_box_chunks = map(a.k_map, problem.k.data(), c.head_dim, kV.head_dim, p.k_stride);
   a.v_box_chunks = map(a.v_map, problem.v.data(), c.head_dim_v, kV.head_dim_v, p.v_stride);
-  if (!c.used_k.empty() || !c.rows_k.empty()) p.split_tiles = 0;
-  const unsigned grid = std::min(3u, static_cast<unsigned>(a.num_work_tiles));
-  for (unsigned index = 0; index < grid; ++index) {
+  std::vector<unsigned> order(grid);  // any block may be the last one of a tile
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937(seed));
+  for (const unsigned index : order) {
     const std::string failure =
         emulated::run_block(kV.warps * 32 + 32, index, grid, seed * 16 + index, [&a] { attention_decode_sm90<kV>(a); });
     if (!failure.empty()) return failure;
   }
   for (const u64 count : arrived)
     if (count != 0 && count != 12345) return "a counter is left at " + std::to_string(count);
-  if (c.splits > 0 && !merges) problem.merge(partial_out, partial_lse, p.max_splits);
+  if (c.splits > 0 && !shares) problem.merge(partial_out, partial_lse, p.max_splits);
   return problem.judge();
 }
 
@@ -152,6 +164,33 @@ TEST(EmulatedDecode, Pages) {
   }
 }
 
+// Of one block or several: all heads of the sequence are 0, and no other's.
+TEST(EmulatedDecode, BadPages) {
+  for (const int page_size : {8, 32, 256}) {
+    Case c = {.batch = 4,
+              .nheads_q = 8,
+              .nheads_kv = 2,
+              .seqlen_q = 2,
+              .seqlen_k = 1100,
+              .head_dim = 64,
+              .head_dim_v = 128,
+              .right = 0,
+              .sinks = true,
+              .hidden_nan = true,
+              .used_k = {1100, 0, 700, 90},
+              .page_size = page_size,
+              .bad_pages = {2}};
+    EXPECT_EQ(failure_of_decode<kD128>(c, 50), "") << page_size;
+    c.splits = 1;
+    for (const unsigned blocks : {4u, 14u}) {
+      c.bad_pages = {0};
+      EXPECT_EQ(failure_of_decode<kD128>(c, 51, Cut::kShares, blocks, 2), "") << page_size;
+      c.bad_pages = {2, 3};
+      EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 52, Cut::kShares, blocks), "") << page_size;
+    }
+  }
+}
+
 TEST(EmulatedDecode, Splits) {
   Case c = {.batch = 2,
             .nheads_q = 8,
@@ -165,12 +204,40 @@ TEST(EmulatedDecode, Splits) {
             .used_k = {900, 77},
             .splits = 3};
   EXPECT_EQ(failure_of_decode<kD128>(c, 12), "");
-  EXPECT_EQ(failure_of_decode<kD128>(c, 12, false), "");
+  EXPECT_EQ(failure_of_decode<kD128>(c, 12, Cut::kPlanned), "");
   EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 13), "");
   c.used_k = {}, c.used_q = {1, 0}, c.splits = 7, c.left = 300,
   c.right = 0;  // splits before and behind those that have keys
   EXPECT_EQ(failure_of_decode<kD128>(c, 31), "");
-  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 32, false), "");
+  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 32, Cut::kPlanned), "");
+}
+
+// From one block to more than there are keys for: tiles cut once, often and not at all, shares that end with a tile, rows and
+// sequences without keys between them.
+TEST(EmulatedDecode, Shares) {
+  Case c = {.batch = 4,
+            .nheads_q = 6,
+            .nheads_kv = 2,
+            .seqlen_q = 4,
+            .seqlen_k = 1500,
+            .head_dim = 128,
+            .head_dim_v = 128,
+            .right = 0,
+            .sinks = true,
+            .hidden_nan = true,
+            .used_q = {4, 1, 0, 3},
+            .used_k = {1500, 3, 0, 600},
+            .splits = 1};
+  for (const unsigned blocks : {1u, 2u, 5u, 8u, 13u, 60u})
+    EXPECT_EQ(failure_of_decode<kD128>(c, 40 + blocks, Cut::kShares, blocks), "") << blocks;
+  for (const unsigned blocks : {2u, 6u, 14u, 40u})
+    EXPECT_EQ(failure_of_decode<kD128>(c, 80 + blocks, Cut::kShares, blocks, 2), "") << blocks;
+  c.nheads_q = 12, c.nheads_kv = 6;
+  EXPECT_EQ(failure_of_decode<kD128>(c, 100, Cut::kShares, 15, 3), "");
+  c.left = 200, c.used_k = {1500, 1024, 1, 512};
+  EXPECT_EQ(failure_of_decode<kD128Rows16>(c, 101, Cut::kShares, 7), "");
+  c.used_k = {}, c.used_q = {};
+  EXPECT_EQ(failure_of_decode<kD128>(c, 102, Cut::kShares, 4), "");
 }
 
 // More sequences than lanes, most of them short, some without keys or queries; whole rows in a box, of fewer chunks than the tile

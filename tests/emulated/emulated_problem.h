@@ -66,9 +66,10 @@ struct Case {
   std::vector<int> bad = {};  // sequences whose status is not 0
   int wrong_cu = 0;  // > 0: this entry of cu_seqlens_q lies outside; all rows have been cleared, here left alone
   int gap = 0, chunk = 0, min_rows = 0;
-  int splits = 0;       // more than 0: partials, merged
-  bool shares = false;  // heads of a group share tiles
-  int page_size = 0;    // k and v in pages of shuffled places
+  int splits = 0;                   // more than 0: partials, merged
+  bool shares = false;              // heads of a group share tiles
+  int page_size = 0;                // k and v in pages of shuffled places
+  std::vector<int> bad_pages = {};  // sequences one of whose pages lies outside; no status tells the kernel
   // Terms of the score. Bias and mask: [sequence, head, row, key], a broadcast dimension has stride 0.
   float softcap = 0, dropout = 0;
   int dropout_base = 0;  // index_base of keys
@@ -107,6 +108,13 @@ class Problem {
               : c.cache_rows.empty() ? c.batch
                                      : 1 + *std::max_element(c.cache_rows.begin(), c.cache_rows.end());
     if (c.page_size > 0) make_pages();
+    for (const int b : c.bad_pages) {
+      Sequence& s = sequences[b];
+      const int pages = (s.k_len + c.page_size - 1) / c.page_size;
+      page_table[s.k_row * pages_each + random_() % pages] =
+          random_() % 2 == 0 ? -1 - static_cast<int>(random_() % 100) : k_batch;
+      s.q_len = s.k_len = 0;
+    }
     q = tensor(q_batch, q_rows, c.nheads_q, c.head_dim, c.times);
     k = tensor(k_batch, k_rows, c.nheads_kv, c.head_dim, 1.0f);
     v = tensor(k_batch, k_rows, c.nheads_kv, c.head_dim_v, 1.0f);
@@ -146,7 +154,8 @@ class Problem {
     p.leftpad_k = c_.leftpad.empty() ? nullptr : c_.leftpad.data();
     p.cache_batch_idx = c_.cache_rows.empty() ? nullptr : c_.cache_rows.data();
     p.cache_rows = k_batch, p.chunk = c_.chunk, p.min_rows = c_.min_rows;
-    p.sequence_status = c_.packed_q || c_.page_size > 0 || !c_.bad.empty() ? status.data() : nullptr;
+    p.sequence_status =
+        c_.packed_q || (c_.page_size > 0 && c_.bad_pages.empty()) || !c_.bad.empty() ? status.data() : nullptr;
     p.page_table = c_.page_size > 0 ? page_table.data() : nullptr;
     p.page_size = c_.page_size, p.num_pages = k_batch, p.page_table_step = 1, p.page_table_stride = pages_each;
     p.softcap = c_.softcap;

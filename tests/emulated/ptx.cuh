@@ -10,7 +10,11 @@ inline void store_shared_16(u32 address, unsigned short x) { emulated::store(add
 inline void wait_for_primary() {}
 inline void launch_dependents() {}
 inline int uniform(int x) { return __reduce_max_sync(0xffffffffu, x); }
-inline u64 count_arrival(u64* counter) { return (*counter)++; }
+inline u64 count_arrival(u64* counter, u64 count) {
+  const u64 before = *counter;
+  *counter += count;
+  return before;
+}
 inline float load_from_l2(const float* from) { return *from; }
 inline float4 load_from_l2_16(const float* from) { return {from[0], from[1], from[2], from[3]}; }
 inline float ex2(float x) { return std::exp2(x); }

@@ -9,10 +9,11 @@
 //
 // Memory     stage: K, then V, swizzled as bulk copies write: a box after the other, whose chunks of 64 columns come one after the
 //            other, or a chunk after the other (StageShape) | where the warps meet: decode.cuh | what the next tiles are | barriers.
-// Splits of the same rows: each warp writes its rows' partials and counts itself; the last one merges them, in the order of splits.
+// Splits of the same rows: where blocks have shares of all keys (TileList), each warp writes its rows' partials and counts itself;
+//            the last one merges them, in the order of splits. Else, combine.
 //
 // Barriers   full (the loading warp's arrival and the bytes) and empty (an arrival of each warp) for every stage; known (an
-//            arrival of each of the loading warp's lanes) for every place of a tile; merged (an arrival of each warp): what the
+//            arrival of each of the loading warp's lanes) for every place of a tile; merged (an arrival of each lane): what the
 //            warps brought to their meeting has been read.
 #include "decode.cuh"
 #include "mma_sm90.cuh"
@@ -24,11 +25,30 @@
 
 namespace heed::cuda {
 
-struct DecodeWork {
-  BlockWork of;
-  i32 splits = 0;  // of the sequence that have keys, at least one; 0: no more tiles
+struct DecodeWork : BlockWork {
+  i32 splits = 0;      // of its rows' keys that have any, at least one; 0: no more tiles
+  i32 first_block = 0;  // shares: which has the first of them, heads_together blocks before the next one's
+  i32 first_slot = 0;   // where the partials of row 0 of the sequence would be
 };
-static_assert(sizeof(DecodeWork) == kDecodeWorkBytes);
+// What the loading warp says of a tile: what it is, and, before the tile's last stage is there, whether a page of its keys lies
+// outside the cache.
+struct DecodeTile {
+  DecodeWork work;
+  i32 bad = 0;
+};
+static_assert(sizeof(DecodeTile) == kDecodeTileBytes);
+
+constexpr int kSplitBits = kTileBits / 2;  // of a counter; a tile has no more splits than there are blocks
+
+// Shares: a block has at most two tiles that are not whole. The one that others have begun is in slot 2 block, the one that it
+// begins in the next.
+__device__ __forceinline__ i64 share_slot(const AttentionFwdSm90Params& a, i32 first_block, i32 split) {
+  return 2 * (first_block + split * a.heads_together) + (split == 0);
+}
+__device__ __forceinline__ i64 partial_slot(const AttentionFwdParams& p, const DecodeWork& w, i32 head, i32 query) {
+  if (p.split_tiles > 0) return partial_slot(p, static_cast<const BlockWork&>(w), head, query);
+  return w.first_slot + query * p.rows_per_query + head % p.rows_per_query;
+}
 
 template <AttentionFwdVariant kV>
 struct DecodeLayout {
@@ -39,7 +59,7 @@ struct DecodeLayout {
   static constexpr int kPlaces = kV.stages + 2;
   static constexpr u32 kMeeting = kV.stages * kBytes,
                        kWork = kMeeting + 4 * kV.warps * kV.tile_q * (kV.head_dim_v + kMeetingPad + 2),
-                       kBarriers = kWork + kPlaces * kDecodeWorkBytes, kKnown = kBarriers + 16 * kV.stages,
+                       kBarriers = kWork + kPlaces * kDecodeTileBytes, kKnown = kBarriers + 16 * kV.stages,
                        kMerged = kKnown + 8 * kPlaces;
   static_assert(kV.tile_k == kStep * kV.warps && kV.head_dim % 64 == 0 && kV.head_dim_v % 64 == 0 && kWork % 8 == 0);
 };
@@ -68,8 +88,8 @@ struct DecodePlace {
   int place = 0;
   u32 parity = 0;
   __device__ __forceinline__ u32 known() const { return shared + L::kKnown + 8 * place; }
-  __device__ __forceinline__ DecodeWork& work() const {
-    return reinterpret_cast<DecodeWork*>(memory + L::kWork / 4)[place];
+  __device__ __forceinline__ DecodeTile& tile() const {
+    return reinterpret_cast<DecodeTile*>(memory + L::kWork / 4)[place];
   }
   __device__ __forceinline__ void next() {
     if (++place == L::kPlaces) place = 0, parity ^= 1;
@@ -99,61 +119,52 @@ __device__ __forceinline__ StageShape shape_of_v(const AttentionFwdSm90Params& a
   return {rows_of_box<kV>(a), DecodeLayout<kV>::kChunksV, a.v_box_chunks > 1, DecodeLayout<kV>::kChunk};
 }
 
-// The tiles of the run in order, by one warp. Only splits that have keys are among them (and one of a sequence without), so that
-// blocks that take every so many'th have as much to do whatever the lengths are. A lane has one of 32 sequences, which are gone
-// through as tiles are asked for.
+// What this block does, in order, found by one warp: a lane has one of 32 sequences, which are gone through as it is asked. In units:
+//
+// Tiles    A unit is a tile; only splits that have keys are among them (and one of a sequence without). A block takes every so
+//          many'th, another place every turn: blocks may be a multiple of a sequence's tiles, of which the last are shorter.
+// Shares   A unit is a tile of keys of a tile of rows, one where there are no keys. A block has `share` of them, one after the other:
+//          as much as any other, however lengths differ. What begins or ends amid a tile of rows is a split of its keys. A share is
+//          that of heads_together blocks, a head each, as heads of the same keys lie side by side in memory.
 template <AttentionFwdVariant kV>
 struct TileList {
   const AttentionFwdSm90Params& a;
   const AttentionFwdParams& p;
   const int lane;
-  u32 split_tiles = 0;             // of keys, that a split should have
-  i64 group = -32;                 // the first of the 32
-  u32 before = 0, all = 0;         // tiles ahead of the 32; of the 32
+  const bool shares;
+  const u32 together, my_share;    // blocks that have the same share, each of another head; this block's share
+  const u32 my_head, heads;        // the first of its heads, `together` apart; how many they are
+  u32 index = 0, turn = 0;         // the unit that comes next
+  u32 share = 0, share_end = 0;    // 0: not known yet, as all sequences are gone through once for
+  u32 all_units = 0, most_keys = 1;
+  i64 group = -32, located = -32;  // the first of the 32; as `mine` has it
+  u32 before = 0, all = 0;         // units ahead of the 32; of the 32
   BlockWork mine;                  // this lane's sequence
   i32 key_begin = 0, key_end = 0;  // the tiles of keys that its rows see
-  u32 splits = 0, of_split = 0;    // those with keys; tiles of keys of each
-  u32 count = 0, end = 0;  // tiles of this lane's sequence; those of the lanes before as well
+  u32 splits = 0, of_split = 0;    // tiles: those with keys; tiles of keys of each
+  u32 count = 0, end = 0;          // units of this lane's sequence; those of the lanes before as well
 
-  bool measuring;          // going through all sequences once, for split_tiles
-  // Of all sequences gone through: the most tiles of keys, and with splits of kLeast tiles, twice as many and so on, the last being
-  // of any number: how many tiles there would be, and how long the longest.
-  static constexpr int kLengths = 8;
-  static constexpr u32 kLeast = 256 / kV.tile_k;
-  u32 most_keys = 0, tiles[kLengths] = {}, longest[kLengths] = {};
-
-  static constexpr i64 kMostMeasured = 256;               // with more sequences there are tiles enough;
-  static constexpr u32 kUnmeasured = 4096 / kV.tile_k;  // only those of the longest are cut
   __device__ __forceinline__ TileList(const AttentionFwdSm90Params& params, int my_lane)
       : a(params),
         p(params.common),
         lane(my_lane),
-        split_tiles(p.split_tiles > 0 ? p.split_tiles : kUnmeasured),
-        measuring(p.split_tiles == 0 && writes_partials<kV>(p) && p.batch <= kMostMeasured) {}
+        shares(params.arrived != nullptr),
+        together(shares ? a.heads_together : 1),
+        my_share(blockIdx.x / together),
+        my_head(blockIdx.x - my_share * together),
+        heads(p.nheads_kv / together) {}
 
-  __device__ __forceinline__ static u32 length(int i) { return i + 1 < kLengths ? kLeast << i : 1u << 30; }
-  __device__ __forceinline__ void measure() {
-    const u32 keys = key_end - key_begin, rows = row_tiles() * p.nheads_kv, most = p.max_splits, shortest = (keys + most - 1) / most;
-    most_keys = max(most_keys, keys);
-#pragma unroll
-    for (int i = 0; i < kLengths; ++i) {
-      tiles[i] += rows * max(1u, min((keys + length(i) - 1) / length(i), most));
-      longest[i] = max(longest[i], min(keys, max(length(i), shortest)));
-    }
-  }
-  // The split that costs least, in tiles of keys: a turn its longest tile and 1.25 for a tile's end, and merging 1.5. (Memory that
-  // blocks without a tile leave to the others is worth more than half of their time: what a tile's end takes, 0.5, counts 2.5
-  // times therefore.)
-  __device__ __forceinline__ void choose_split() {
-    float least = 3e38f;
-    most_keys = __reduce_max_sync(0xffffffffu, most_keys);
-#pragma unroll
-    for (int i = 0; i < kLengths; ++i) {
-      const u32 turns = (__reduce_add_sync(0xffffffffu, tiles[i]) + gridDim.x - 1) / gridDim.x;
-      const float cost = static_cast<float>(turns) * (static_cast<float>(__reduce_max_sync(0xffffffffu, longest[i])) + 1.25f) +
-                         (length(i) < most_keys ? 1.5f : 0.0f);
-      if (cost <= least) least = cost, split_tiles = length(i);
-    }
+  __device__ __forceinline__ u32 keys_or_one() const { return max(key_end - key_begin, 1); }
+  // A share is no shorter than 256 keys, which take about as long as a block takes to start; and a whole number of tiles' keys, or
+  // they of it, where that is within 6 %: sequences that are all alike are then cut less, or not at all.
+  __device__ __forceinline__ void choose_share() {
+    constexpr u32 kLeast = kLeastShare / kV.tile_k;
+    all_units = __reduce_add_sync(0xffffffffu, all_units), most_keys = __reduce_max_sync(0xffffffffu, most_keys);
+    const u32 blocks = gridDim.x / together, least = max(kLeast, (all_units + blocks - 1) / blocks);
+    const u32 cuts = most_keys / least;
+    const u32 even = cuts > 0 ? (most_keys + cuts - 1) / cuts : (least + most_keys - 1) / most_keys * most_keys;
+    share = (even - least) * 16 <= least ? even : least;
+    index = my_share * share, share_end = index + share;
   }
 
   __device__ __forceinline__ u32 row_tiles() const {
@@ -188,29 +199,32 @@ struct TileList {
   }
   static constexpr i64 kMost31 = 0x7fffffff;
 
-  // Tile `index`, which is not before the one asked for last, to `to`; no tile where there are no more.
-  __device__ __forceinline__ void find(u32 index, DecodeWork& to) {
-    while (measuring || index - before >= all) {
+  // The block's next tile to `to`; no tile where there are no more.
+  __device__ __forceinline__ void find(DecodeWork& to) {
+    if (!shares) index = turn * gridDim.x + (blockIdx.x + turn) % gridDim.x, ++turn;
+    bool choosing = shares && share == 0;
+    while (choosing || index - before >= all) {
       before += all, all = 0, group += 32;
-      if (group >= p.batch && !measuring) {
+      if (group >= p.batch && choosing) {
+        choose_share();
+        choosing = false, group = -32;
+        continue;
+      }
+      if (group >= p.batch || (shares && !choosing && index >= share_end)) {
         if (lane == 0) to.splits = 0;
         __syncwarp();
         return;
       }
-      if (group >= p.batch) {
-        choose_split();
-        measuring = false, group = -32;
+      if (group != located) locate(group + lane), located = group;
+      const u32 tiles = row_tiles() * heads, keys = keys_or_one();
+      if (choosing) {
+        all_units += tiles * keys;
+        if (tiles > 0) most_keys = max(most_keys, keys);
         continue;
       }
-      locate(group + lane);
-      if (measuring) {
-        measure();
-        continue;
-      }
-      const u32 its_keys = max(key_end - key_begin, 1);
-      splits = writes_partials<kV>(p) ? min((its_keys + split_tiles - 1) / split_tiles, static_cast<u32>(p.max_splits)) : 1;
-      of_split = (its_keys + splits - 1) / splits, splits = (its_keys + of_split - 1) / of_split;
-      end = count = row_tiles() * p.nheads_kv * splits;
+      splits = writes_partials<kV>(p) && !shares ? min((keys + p.split_tiles - 1) / p.split_tiles, static_cast<u32>(p.max_splits)) : 1;
+      of_split = (keys + splits - 1) / splits, splits = (keys + of_split - 1) / of_split;
+      end = count = tiles * (shares ? keys : splits);
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) {
         const u32 ahead = __shfl_sync(0xffffffffu, end, lane >= step ? lane - step : lane);
@@ -219,29 +233,47 @@ struct TileList {
       all = __shfl_sync(0xffffffffu, end, 31);
     }
     const u32 at = index - before - (end - count);
-    if (at < count) {
-      const u32 heads = p.nheads_kv, each = heads * splits;
-      to.of = mine;
-      to.of.head = to.of.head_kv = static_cast<i32>(at % heads);
-      to.of.split = static_cast<i32>(at % each / heads);
-      to.of.row0 = static_cast<i32>(at / each * kV.tile_q);
-      set_tiles(to.of);
-      to.splits = static_cast<i32>(splits);
-      to.of.whole = splits == 1 && a.arrived != nullptr;
+    u32 units = 0;
+    if (at < count && !(shares && index >= share_end)) {
+      static_cast<BlockWork&>(to) = mine;
+      u32 tile = 0, skipped = 0, first_share = 0;
+      if (shares) {
+        const u32 keys = keys_or_one(), first = index - at % keys;
+        tile = at / keys, skipped = at % keys, units = min(keys - skipped, share_end - index);
+        first_share = first / share;
+        to.splits = static_cast<i32>((first + keys - 1) / share - first_share + 1);
+        to.first_block = static_cast<i32>(first_share * together + my_head);
+      } else {
+        const u32 each = heads * splits;  // heads of a split's keys side by side
+        const u32 split = at % each / heads;
+        tile = at / each * heads + at % heads, skipped = split * of_split, units = of_split;
+        to.split = static_cast<i32>(split), to.splits = static_cast<i32>(splits);
+      }
+      to.whole = shares && to.splits == 1;
+      to.head = to.head_kv = static_cast<i32>(tile % heads * together + my_head);
+      to.row0 = static_cast<i32>(tile / heads * kV.tile_q);
+      if (shares)
+        to.first_slot = static_cast<i32>(share_slot(a, to.first_block, my_share - first_share)) * kV.tile_q - to.row0;
+      set_tiles(to, static_cast<i32>(skipped), static_cast<i32>(units));
+    }
+    if (shares) {
+      units = __reduce_max_sync(0xffffffffu, units), index += units;
+      if (units == 0 && lane == 0) to.splits = 0;
     }
     __syncwarp();
   }
-  // The tiles of keys that a tile of rows has in its split.
-  __device__ __forceinline__ void set_tiles(BlockWork& w) const {
+  // The tiles of keys that a tile of rows has in its split, of those that the sequence's rows see.
+  __device__ __forceinline__ void set_tiles(BlockWork& w, i32 skipped, i32 count_of_split) const {
     const u32 each = p.rows_per_query;
     const i32 first = static_cast<i32>(static_cast<u32>(w.row0) / each),
               last = min(static_cast<i32>(static_cast<u32>(w.row0 + kV.tile_q - 1) / each), w.q_len - 1);
     if (first >= w.q_len) return;
-    set_keys(w, first, last, w.tile_begin, w.tile_end);
+    w.tile_begin = key_begin, w.tile_end = key_end;
+    if (row_tiles() > 1) set_keys(w, first, last, w.tile_begin, w.tile_end);
     if (!writes_partials<kV>(p)) return;
-    const i32 begin = key_begin + w.split * static_cast<i32>(of_split);
+    const i32 begin = key_begin + skipped;
     w.tile_begin = max(w.tile_begin, begin);
-    w.tile_end = max(min(w.tile_end, begin + static_cast<i32>(of_split)), w.tile_begin);
+    w.tile_end = max(min(w.tile_end, begin + count_of_split), w.tile_begin);
   }
 };
 
@@ -253,20 +285,19 @@ struct Source {
   bool any = false;
   Source() = default;
   __device__ __forceinline__ explicit Source(const DecodeWork& w)
-      : cache_row(w.of.cache_row),
-        tile_begin(w.of.tile_begin),
-        tile_end(w.of.tile_end),
-        end(max(w.of.tile_end, w.of.tile_begin + 1)),
-        head_kv(w.of.head_kv),
-        k_begin(static_cast<i32>(w.of.k_begin)),
-        k_len(w.of.k_len),
+      : cache_row(w.cache_row),
+        tile_begin(w.tile_begin),
+        tile_end(w.tile_end),
+        end(max(w.tile_end, w.tile_begin + 1)),
+        head_kv(w.head_kv),
+        k_begin(static_cast<i32>(w.k_begin)),
+        k_len(w.k_len),
         any(w.splits > 0) {}
 };
 
 // The loading warp, a lane a box. A lane also holds the page of one box of the next stages, 32 boxes of them: those of the next 32,
 // or of the next tile's first, are looked up while these are loaded, as a look-up may take as long as a stage. Boxes behind the
-// last key, whose pages nobody has stated, are asked for behind the end of a page and come as 0. Blocks change places every turn:
-// their number may be a multiple of the tiles of a sequence, of which the last are shorter.
+// last key, whose pages nobody has stated, are asked for behind the end of a page and come as 0.
 template <AttentionFwdVariant kV>
 __device__ __forceinline__ void fill_ring(const AttentionFwdSm90Params& a, u32 shared, float* memory) {
   using L = DecodeLayout<kV>;
@@ -282,35 +313,42 @@ __device__ __forceinline__ void fill_ring(const AttentionFwdSm90Params& a, u32 s
                              p.sequence_status != nullptr;
   // The first tile is found while the kernel ahead still runs, where the arguments alone say what it is: 126.5 us became 125.0
   // for 16 x 8,192 keys.
-  if (reads_lengths) wait_for_primary();
   TileList<kV> list(a, lane);
+  if (reads_lengths) wait_for_primary();
   DecodePlace<kV> place{shared, memory};
-  u32 turn = 0;
+  bool waited = reads_lengths;
   const auto look_up = [&](const Source& w, i32 n) -> i32 {
     const u32 key = static_cast<u32>(n) * kV.tile_k + lane * box_rows;
     if (!paged || !w.any || n >= w.tile_end || key >= static_cast<u32>(w.k_len)) return 0;
-    return p.page_table[w.cache_row * p.page_table_stride + key / page_size * p.page_table_step];
+    const i32 page = p.page_table[w.cache_row * p.page_table_stride + key / page_size * p.page_table_step];
+    return page < p.num_pages ? page : -1;  // from a page below 0 copies bring 0
   };
   DecodeRing<kV> ring{shared, 0, 1};
   Source w, next;
   i32 pages = 0, later = 0, next_pages = 0, n = 0;
   // Once in the code, as it is long: what a kernel runs first is fetched from memory.
+  DecodeTile *tile = nullptr, *next_tile = nullptr;
   for (bool find = true, first_stage = false;; find = first_stage) {
     if (find) {
-      list.find(turn * gridDim.x + (blockIdx.x + turn) % gridDim.x, place.work());
+      next_tile = &place.tile();
+      if (lane == 0) next_tile->bad = 0;
+      list.find(next_tile->work);
       mbarrier_arrive(place.known());
-      next = Source(place.work());
+      next = Source(next_tile->work);
       place.next();
-      if (turn++ == 0) wait_for_primary();
+      if (!waited) wait_for_primary(), waited = true;
       next_pages = look_up(next, next.tile_begin);
     }
     first_stage = n >= w.end;
     if (first_stage) {
       if (!next.any) break;
-      w = next, n = w.tile_begin, later = next_pages;
+      w = next, n = w.tile_begin, later = next_pages, tile = next_tile;
     }
     const i32 held = (n - w.tile_begin) % stages_held;
-    if (held == 0) pages = later, later = look_up(w, n + stages_held);
+    if (held == 0) {
+      pages = later, later = look_up(w, n + stages_held);
+      if (paged && __any_sync(0xffffffffu, pages < 0) && lane == 0) tile->bad = 1;
+    }
     mbarrier_wait(ring.empty(), ring.parity);
     __syncwarp();  // a stage without bytes is soon given back again: no lane may still be waiting
     if (lane == 0) mbarrier_arrive_expect_tx(ring.full(), n < w.tile_end ? L::kBytes : 0);
@@ -389,47 +427,52 @@ __device__ __forceinline__ void empty_splits(const AttentionFwdParams& p, const 
   }
 }
 
-// Where a warp's rows count the splits that are done; null where there is but one, or no row.
+// Shares: where a warp's rows count the splits that are done; null where there is but one, or no row.
 template <AttentionFwdVariant kV>
-__device__ __forceinline__ u64* counter_of(const AttentionFwdSm90Params& a, const BlockWork& w, const RowMap& rows, int warp) {
+__device__ __forceinline__ u64* counter_of(const AttentionFwdSm90Params& a, const DecodeWork& w, const RowMap& rows, int warp) {
   constexpr int kRows = kV.tile_q / kV.warps;
-  const i32 query = rows.query(warp * kRows);
-  if (a.arrived == nullptr || w.whole || query >= w.q_rows) return nullptr;
-  return a.arrived + partial_row(a.common, w, rows.head(warp * kRows), query);
+  if (a.arrived == nullptr || w.whole || rows.query(warp * kRows) >= w.q_rows) return nullptr;
+  return a.arrived + (w.first_block * kV.tile_q + warp * kRows);
 }
 
 // A row from the partials of its splits, by a warp (combine.cu has the same formula, for several warps and any width):
 //
 //   M = max_s lse_s     L = sum_s exp(lse_s - M) (+ exp(sink - M))     out = sum_s exp(lse_s - M) out_s / L     lse = M + ln L
 template <AttentionFwdVariant kV>
-__device__ __forceinline__ void merge_splits(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head, i32 splits,
+__device__ __forceinline__ void merge_splits(const AttentionFwdSm90Params& a, const DecodeWork& w, i32 row, i32 query, i32 head,
                                              int lane) {
+  const AttentionFwdParams& p = a.common;
   constexpr float kLn2 = 0.693147180559945f, kLog2e = 1.44269504088896f;
-  constexpr int kAtOnce = 8;  // splits
+  constexpr int kAtOnce = 16;  // splits
   static_assert(kV.head_dim_v <= 128);
   const float kInf = __int_as_float(0x7f800000);
-  const i64 slot = partial_row(p, w, head, query) * p.max_splits;
-  const float *const lse_of = p.partial_lse + slot, *const out_of = p.partial_out + slot * p.head_dim_v;
+  const i32 splits = w.splits;
+  const auto slot = [&](i32 split) { return share_slot(a, w.first_block, split) * kV.tile_q + row; };
+  const auto lse_of = [&](i32 split) { return split < splits ? load_from_l2(p.partial_lse + slot(split)) : -kInf; };
   const float sink = p.sinks != nullptr ? p.sinks[head] : -kInf;
-  float lse = lane < splits ? load_from_l2(lse_of + lane) : -kInf, top = fmaxf(sink, lse);
-#pragma unroll 1
-  for (i32 s = lane + 32; s < splits; s += 32) top = fmaxf(top, load_from_l2(lse_of + s));
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
-  const float reference = top == -kInf ? 0.0f : top;
   const int column = lane * 4;
-  float total = 0.0f;
-  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 1
-  for (i32 first = 0; first < splits; first += kAtOnce) {
-    if (first > 0 && first % 32 == 0) lse = first + lane < splits ? load_from_l2(lse_of + first + lane) : -kInf;
-    float4 x[kAtOnce];
+  float4 x[kAtOnce];
+  const auto load = [&](i32 first) {
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       x[i] = {0.0f, 0.0f, 0.0f, 0.0f};
       if (first + i < splits && column < p.head_dim_v)
-        x[i] = load_from_l2_16(out_of + static_cast<i64>(first + i) * p.head_dim_v + column);
+        x[i] = load_from_l2_16(p.partial_out + slot(first + i) * p.head_dim_v + column);
     }
+  };
+  load(0);  // while lse come
+  float lse = lse_of(lane), top = fmaxf(sink, lse);
+#pragma unroll 1
+  for (i32 s = lane + 32; s < splits; s += 32) top = fmaxf(top, lse_of(s));
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
+  const float reference = top == -kInf ? 0.0f : top;
+  float total = 0.0f;
+  float4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 1
+  for (i32 first = 0; first < splits; first += kAtOnce) {
+    if (first > 0) load(first);
+    if (first > 0 && first % 32 == 0) lse = lse_of(first + lane);
     const float weight = ex2((lse - reference) * kLog2e);
     if (first % 32 == 0) total += weight;
 #pragma unroll
@@ -453,21 +496,27 @@ __device__ __forceinline__ void merge_splits(const AttentionFwdParams& p, const 
 
 // This warp's rows of a tile that is done, of several splits.
 template <AttentionFwdVariant kV>
-__device__ __forceinline__ void finish_split(const AttentionFwdSm90Params& a, const DecodeWork& work, int warp, int lane) {
+__device__ __forceinline__ void finish_split(const AttentionFwdSm90Params& a, const DecodeTile& tile, int warp, int lane) {
   constexpr int kRows = kV.tile_q / kV.warps;
-  const BlockWork& w = work.of;
+  DecodeWork w = tile.work;
   const RowMap rows(a.common, w);
   u64* const counter = counter_of<kV>(a, w, rows, warp);
   if (counter == nullptr) return;
   __syncwarp();
-  i32 done = 0;
-  if (lane == 0) done = static_cast<i32>(count_arrival(counter) & ((1u << kTileBits) - 1)) + 1;
-  if (__shfl_sync(0xffffffffu, done, 0) < work.splits) return;
+  // Splits that are done, and, above those, that have a bad page: all of the sequence's rows are 0 then.
+  u32 done = 0;
+  if (lane == 0) {
+    const u32 mine = tile.bad ? 1u << kSplitBits | 1 : 1;
+    done = (static_cast<u32>(count_arrival(counter, mine)) & ((1u << kTileBits) - 1)) + mine;
+  }
+  done = __shfl_sync(0xffffffffu, done, 0);
+  if (static_cast<i32>(done & ((1u << kSplitBits) - 1)) < w.splits) return;
   if (lane == 0) *counter = 0;
+  if (done >> kSplitBits != 0) w.q_len = 0;
   __syncwarp();
 #pragma unroll 1
   for (int row = warp * kRows; row < (warp + 1) * kRows && rows.query(row) < w.q_rows; ++row)
-    merge_splits<kV>(a.common, w, rows.query(row), rows.head(row), work.splits, lane);
+    merge_splits<kV>(a, w, row, rows.query(row), rows.head(row), lane);
 }
 
 template <AttentionFwdVariant kV>
@@ -483,13 +532,13 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
   DecodeRing<kV> ring{shared, 0, 0};
   DecodePlace<kV> place{shared, memory};
   u32 merged = 1;  // parity
-  const DecodeWork* unfinished = nullptr;  // the tile ahead, where its splits are not
-  const bool merges = a.arrived != nullptr;
+  const DecodeTile* unfinished = nullptr;  // the tile ahead, where its splits are not
+  const bool shares = a.arrived != nullptr;
   wait_for_primary();
   for (;; place.next()) {
     mbarrier_wait(place.known(), place.parity);
-    const bool is_last = place.work().splits == 0;
-    const BlockWork w = place.work().of;
+    DecodeWork w = place.tile().work;
+    const bool is_last = w.splits == 0;
     const RowMap rows(p, w);
     const i32 end = min(w.tile_end * kV.tile_k, w.k_len);
     u32 q[kGroups][kKeySteps][2] = {};
@@ -498,8 +547,8 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
     if (is_last) break;
     float acc_o[kGroups][kOut][4], top[kGroups][2], sum[kGroups][2];
     clear_sums(acc_o, top, sum);
-    if (w.split == 0 && !merges && writes_partials<kV>(p))
-      empty_splits<kV>(p, w, rows, place.work().splits, warp, lane);
+    if (w.split == 0 && !shares && writes_partials<kV>(p))
+      empty_splits<kV>(p, w, rows, w.splits, warp, lane);
     if (lane == 0) {
       u64* const counter = counter_of<kV>(a, w, rows, warp);
       if (counter != nullptr) mark_counter(counter, a.mark);
@@ -542,6 +591,7 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
       ring.next();
     } while (++n < w.tile_end);
 
+    if (place.tile().bad) w.q_len = 0;  // O is 0 then
     mbarrier_wait(shared + L::kMerged, merged);
     merged ^= 1;
     bring_sums<kV>(meeting, top, sum, warp, lane);
@@ -555,14 +605,14 @@ __device__ __forceinline__ void decode(const AttentionFwdSm90Params& a, u32 shar
       }
     bar_sync(1, kV.warps * 32);
     const u32 bad = merge_rows<kV>(p, w, rows, meeting, warp, lane);
-    if (lane == 0) mbarrier_arrive(shared + L::kMerged);
+    mbarrier_arrive(shared + L::kMerged);
     constexpr AttentionFwdVariant kScalar = [] {
       AttentionFwdVariant v = kV;
       v.gather = 1;
       return v;
     }();
     redo_rows<kV, kScalar>(p, w, rows, bad, warp, lane);
-    unfinished = merges && !w.whole ? &place.work() : nullptr;
+    unfinished = shares && !w.whole ? &place.tile() : nullptr;
   }
 }
 
@@ -578,7 +628,7 @@ __global__ void __launch_bounds__(kV.warps * 32 + 32, 1)
       mbarrier_init(ring.full(), 1), mbarrier_init(ring.empty(), kV.warps);
     }
     for (int i = 0; i < DecodeLayout<kV>::kPlaces; ++i) mbarrier_init(shared + DecodeLayout<kV>::kKnown + 8 * i, 32);
-    mbarrier_init(shared + DecodeLayout<kV>::kMerged, kV.warps);
+    mbarrier_init(shared + DecodeLayout<kV>::kMerged, kV.warps * 32);
     fence_mbarrier_init();
   }
   __syncthreads();

@@ -4,7 +4,8 @@
 // cu_seqlens_q is out of order, to sequence_status[batch]. Later blocks, packed queries only: rows that lie in no
 // sequence's rows are written as 0 and -inf (split: marked as padding for combine).
 //
-// Needed for pages, packed queries and wherever status is asked for; attention kernels then read sequence_status.
+// Needed for packed queries, pages that the attention kernel does not look at itself, and wherever status is asked for. In the first
+// two cases attention kernels read sequence_status.
 #include "params.h"
 #include "ptx.cuh"
 #include "rows.cuh"

@@ -184,8 +184,8 @@ __device__ __forceinline__ void store_four(const AttentionFwdParams& p, i64 at, 
 
 // What the warps have brought, summed in their order, becomes rows of out or of partials. A warp has tile_q / warps rows, a lane
 // four columns of one of them at a time. Its rows that come out as NaN: a bit each.
-template <auto kV>
-__device__ __forceinline__ u32 merge_rows(const AttentionFwdParams& p, const BlockWork& w, const RowMap& rows,
+template <auto kV, class Work>
+__device__ __forceinline__ u32 merge_rows(const AttentionFwdParams& p, const Work& w, const RowMap& rows,
                                           const Meeting<kV>& m, int warp, int lane) {
   constexpr int kRows = kV.tile_q / kV.warps, kLanes = 32 / kRows;  // of a warp; of a row
   static_assert(kV.tile_q % kV.warps == 0 && kRows <= 4);
@@ -246,8 +246,8 @@ __device__ __forceinline__ u32 merge_rows(const AttentionFwdParams& p, const Blo
 }
 
 // Rows of a warp that came out as NaN, where a mask hides keys: those must not count.
-template <auto kV, AttentionFwdVariant kRedo>
-__device__ __forceinline__ void redo_rows(const AttentionFwdParams& p, const BlockWork& w, const RowMap& rows, u32 bad, int warp,
+template <auto kV, AttentionFwdVariant kRedo, class Work>
+__device__ __forceinline__ void redo_rows(const AttentionFwdParams& p, const Work& w, const RowMap& rows, u32 bad, int warp,
                                           int lane) {
   constexpr int kRows = kV.tile_q / kV.warps;
   for (; bad != 0; bad &= bad - 1) {

@@ -13,8 +13,9 @@ namespace heed::cuda {
 // Cold: it happens only where the inputs hold NaN or Inf. Short, as every variant with a mask has it: terms where the
 // variant is modified, pages where it gathers.
 // store(column, value) takes O where it is no partial.
-template <AttentionFwdVariant kV, class Store>
-__device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head, int lane,
+// Work: BlockWork, or what is one and has its partials elsewhere.
+template <AttentionFwdVariant kV, class Work, class Store>
+__device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Work& w, i32 query, i32 head, int lane,
                                          const Store& store) {
   constexpr int kElement = kV.is_bf16 ? kElementBf16 : kElementF16, kColumns = (kV.head_dim_v + 31) / 32;
   constexpr float kLog2e = 1.44269504088896f, kLn2 = 0.693147180559945f;
@@ -97,9 +98,8 @@ __device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Bloc
   }
 }
 
-template <AttentionFwdVariant kV>
-__device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const BlockWork& w, i32 query, i32 head,
-                                         int lane) {
+template <AttentionFwdVariant kV, class Work>
+__device__ __forceinline__ void redo_row(const AttentionFwdParams& p, const Work& w, i32 query, i32 head, int lane) {
   const i64 at = w.b * p.out_stride.b + head * p.out_stride.h + (w.q_begin + query) * p.out_stride.s;
   redo_row<kV>(p, w, query, head, lane, [&](int column, float y) {
     if (p.out_is_f32)

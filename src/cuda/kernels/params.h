@@ -25,8 +25,10 @@ constexpr unsigned int kPaddingLse = 0x7fc0dead;
 // without bank conflicts.
 constexpr int kMeetingPad = 4;
 
-// What attention_decode_sm90's loading warp says of a tile.
-constexpr int kDecodeWorkBytes = 88;
+// Keys that attention_decode_sm90 gives a block at least, as it takes about as long to start.
+constexpr int kLeastShare = 256;
+// What its loading warp says of a tile.
+constexpr int kDecodeTileBytes = 104;
 
 // One compiled kernel. Lengths, strides and scales are never in it (docs/decisions).
 struct AttentionFwdVariant {
@@ -124,15 +126,17 @@ struct AttentionFwdParams {
   const u64* dropout_offset_ptr;
   i64 index_base[4];
 
-  float* partial_out;  // [rows, nheads_q, max_splits, head_dim_v]; rows: see partial_queries
-  float* partial_lse;  // [rows, nheads_q, max_splits]
+  float*
+      partial_out;  // [rows, nheads_q, max_splits, head_dim_v]; rows: see partial_queries. Shares: [2 blocks, tile_q, head_dim_v]
+  float* partial_lse;  // [rows, nheads_q, max_splits]. Shares: [2 blocks, tile_q]
   i32 max_splits;
-  i32 split_tiles;  // key tiles of one split; 0: attention_decode_sm90 chooses, by the lengths at hand
+  i32 split_tiles;  // key tiles of one split; 0: attention_decode_sm90's blocks have equal shares of all keys
 
   i64 page_table_step;   // between the entries of a row of the page table
   i64 q_limit, k_limit;  // longest lengths that bias and mask cover; 0: any
   // [batch + 1], written by check_sequences, read by everyone after it: status bits of each sequence, then whether
-  // cu_seqlens_q is out of order. Null: every block checks the lengths of its own sequence, and there are no pages.
+  // cu_seqlens_q is out of order. Null: every block checks the lengths of its own sequence, and there are no pages or the kernel
+  // finds the bad ones itself.
   i32* sequence_status;
 
   // Two kernels may share a batch, each sequence going to one of them by its own length alone (README.md): this one takes
@@ -186,8 +190,10 @@ struct AttentionFwdSm90Params {
   // attention_decode_sm90, whose maps of k and v have a fifth dimension, the 64 columns of a row that a box begins with being the
   // first: chunks of 64 columns in a box, all of a row's or one.
   i32 k_box_chunks, v_box_chunks;
-  u64*
-      arrived;  // [rows, nheads_q] of the partials: splits that are done, counted as next_tile counts; null: combine merges
+  // attention_decode_sm90, where its blocks have shares, [blocks, tile_q]: splits of the rows that a block begins that are done,
+  // counted as next_tile counts; the last one merges them.
+  u64* arrived;
+  i32 heads_together;  // then: blocks side by side that have the same share of so many kv heads, a divisor of those and of the blocks
 };
 
 struct PackMaskParams {

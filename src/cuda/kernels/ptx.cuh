@@ -48,11 +48,11 @@ __device__ __forceinline__ uint4 load_streamed_16(const void* from) {
   return x;
 }
 
-// Adds one, and says what was there. What the warp has written is there, a __syncwarp between, for whoever finds this counted, and
+// Adds, and says what was there. What the warp has written is there, a __syncwarp between, for whoever finds this counted, and
 // so is for this warp, behind another __syncwarp, what others have counted.
-__device__ __forceinline__ u64 count_arrival(u64* counter) {
+__device__ __forceinline__ u64 count_arrival(u64* counter, u64 count) {
   u64 before;
-  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], 1;" : "=l"(before) : "l"(counter) : "memory");
+  asm volatile("atom.acq_rel.gpu.global.add.u64 %0, [%1], %2;" : "=l"(before) : "l"(counter), "l"(count) : "memory");
   return before;
 }
 // What other blocks have written meanwhile: past L1.

@@ -49,7 +49,7 @@ __device__ __forceinline__ KeyRange visible_keys(const AttentionFwdParams& p, i6
 }
 
 // Lengths of sequence w.b, with every value that the host never saw checked against what it stated. Returns status bits;
-// all but pages, which check_sequences looks at.
+// all but pages, which check_sequences looks at, or attention_decode_sm90.
 __device__ __forceinline__ i32 locate_sequence(const AttentionFwdParams& p, BlockWork& w) {
   const i32 b = w.b;
   i32 bad = 0;
