@@ -186,7 +186,7 @@ TEST(CudaPlan, SharesByLengths) {
   }
   EXPECT_EQ(decode("b=1 hq=8 hkv=2 sq=1 sk=2048 used_k").grid, 2 * 8);   // 256 keys each
   EXPECT_FALSE(decode("b=200 hq=32 hkv=8 sq=1 sk=100 used_k").split);    // a tile of keys each
-  EXPECT_FALSE(decode("b=4097 hq=32 hkv=8 sq=1 sk=8192 used_k").split);  // too many to look at first
+  EXPECT_FALSE(decode("b=2049 hq=32 hkv=8 sq=1 sk=8192 used_k").split);  // too many to look at first
   const auto planned = [&](const std::string& line) {
     const Configuration c = decode(line);
     return c.split && !c.shares && c.split_tiles > 0;
@@ -198,7 +198,7 @@ TEST(CudaPlan, SharesByLengths) {
 
 // Packed keys may be one sequence's: partials for all sequences would need room for as many splits.
 TEST(CudaPlan, NoRoomForSplitsThatCannotBe) {
-  for (const int batch : {1, 5, 1000, 4097, 20000}) {
+  for (const int batch : {1, 5, 1000, 2049, 20000}) {
     std::string lengths;
     for (int b = 0; b < batch; ++b) lengths += (b > 0 ? "," : "") + std::to_string(900 + b % 200);
     const Configuration c = configure_attention_decode_sm90(
@@ -207,7 +207,7 @@ TEST(CudaPlan, NoRoomForSplitsThatCannotBe) {
         h200())[0];
     const int64_t rows = c.shares ? 2 * c.grid * c.tile_q : c.split ? int64_t{batch} * 32 * c.max_splits : 0;
     EXPECT_LE(rows * 129 * 4, 4 << 20) << batch;
-    EXPECT_EQ(c.shares, batch <= 4096) << batch;
+    EXPECT_EQ(c.shares, batch <= 2048) << batch;
   }
 }
 
