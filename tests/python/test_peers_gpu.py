@@ -164,7 +164,7 @@ def test_text_ends_with_what_matters():
     report["gates"] = gpu_report.gates(report)
     report["wrong"].append("fwd d64 full 512: heed:cuda/other, off by 1e+00")
     text = gpu_report.text(report)
-    assert "planner's choice not the fastest row in 1 of" in text and "cuda/other is 1.11x as fast" in text
+    assert "planner's choice not the fastest row in 1 of 36 cells with other rows" in text and "cuda/other is 1.11x as fast" in text
     assert "fa2 1.235x (0.80x d256 causal 512)" in text and "fa2 hot 1.364x" in text
     assert "cudnn 0.600x" in text and "WRONG, not timed: fwd d64 full 512" in text
     assert "FALLS SHORT page 1, time of unpaged, worst cell: 1.400 <= 1.30" in text
